@@ -1,1 +1,15 @@
-//! Being laid out.
+//! Programs of fused operations and the backends that run them. Knows nothing of sequences, requests or text.
+
+pub mod backend;
+pub mod batch;
+pub mod ops;
+mod plan;
+pub mod program;
+pub mod reference;
+
+pub use backend::{Backend, BackendError, Executor, KvType, Limits, MemoryUse, Place};
+pub use batch::{BLOCK, Batch, Span};
+pub use ops::{Activation, Norm, NormKind, Op};
+pub use program::{
+    Buf, KvId, KvLayer, MatId, Matrix, Program, ProgramBuilder, RecId, Rows, StateSpec, VecId,
+};

@@ -1,0 +1,143 @@
+//! What a backend is: something that compiles a program once and then runs it on batches.
+
+use std::ops::Range;
+
+use crate::batch::{BLOCK, Batch};
+use crate::program::{Buf, KvId, Program, RecId};
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KvType {
+    F32,
+    F16,
+}
+
+impl KvType {
+    pub fn bytes(self) -> usize {
+        match self {
+            KvType::F32 => 4,
+            KvType::F16 => 2,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+        }
+    }
+}
+
+/// What a compiled program must have room for.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub rows: usize,
+    pub logit_rows: usize,
+    /// Blocks of the KV pool.
+    pub blocks: usize,
+    /// Slots of recurrent state.
+    pub slots: usize,
+    pub kv_type: KvType,
+}
+
+/// Bytes held by a compiled program.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct MemoryUse {
+    pub weights: usize,
+    pub kv: usize,
+    pub recurrent: usize,
+    pub scratch: usize,
+}
+
+/// Memory of a compiled program that tests and `selfcheck` read and write, always as f32 in canonical order:
+/// buffers `[row][width]`, keys and values `[block][kv head][position][head_dim]`, state `[slot][width]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    Buffer(Buf),
+    Keys(KvId),
+    Values(KvId),
+    Recurrent(RecId),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    #[error("the step has {have} {what}, there is room for {room}")]
+    TooMany { what: &'static str, have: usize, room: usize },
+    #[error("token {token} is outside the vocabulary of {vocab}")]
+    Token { token: u32, vocab: usize },
+    #[error("position {position} is past the {limit} that this model holds")]
+    Position { position: u32, limit: usize },
+    #[error("a sequence reaches position {position} but its block table has room for {room}")]
+    BlockTable { position: u32, room: usize },
+    #[error("block {block} is outside the pool of {blocks}")]
+    Block { block: u32, blocks: usize },
+    #[error("state slot {slot} is outside the {slots} there are")]
+    Slot { slot: u32, slots: usize },
+    #[error("logits were asked of row {row} in a step of {rows} rows")]
+    LogitRow { row: u32, rows: usize },
+    #[error("the memory for {what} ({bytes} bytes) could not be had; a smaller --ctx needs less")]
+    Memory { what: &'static str, bytes: usize },
+}
+
+pub trait Backend {
+    fn name(&self) -> &'static str;
+
+    /// Lays the weights out for this backend and takes the memory for `limits`.
+    fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError>;
+}
+
+/// A program compiled for a backend, with its weights and state.
+pub trait Executor: Send {
+    /// Runs the ops of this range on the batch; `run` runs them all.
+    fn run_ops(&mut self, batch: &Batch, ops: Range<usize>) -> Result<(), BackendError>;
+
+    fn run(&mut self, batch: &Batch) -> Result<(), BackendError>;
+
+    /// The logits of the last run, one row of vocabulary width for each wanted row.
+    fn logits(&self) -> &[f32];
+
+    fn memory(&self) -> MemoryUse;
+
+    /// The rows of the last batch (buffers) or the whole of a state, decoded to f32.
+    fn read(&self, place: Place) -> Vec<f32>;
+
+    /// Writes from the start of a place; values are rounded to how the place stores them.
+    fn write(&mut self, place: Place, values: &[f32]);
+}
+
+/// Checks a batch against a program and its limits; every backend runs it first, so that kernels may trust indices.
+pub fn check_batch(program: &Program, limits: &Limits, batch: &Batch) -> Result<(), BackendError> {
+    let too_many = |what, have, room| Err(BackendError::TooMany { what, have, room });
+    if batch.rows() > limits.rows {
+        return too_many("rows", batch.rows(), limits.rows);
+    }
+    if batch.logit_rows().len() > limits.logit_rows {
+        return too_many("rows that want logits", batch.logit_rows().len(), limits.logit_rows);
+    }
+    if let Some(&token) = batch.tokens().iter().find(|&&t| t as usize >= program.vocab()) {
+        return Err(BackendError::Token { token, vocab: program.vocab() });
+    }
+    if let Some(&row) = batch.logit_rows().iter().find(|&&r| r as usize >= batch.rows()) {
+        return Err(BackendError::LogitRow { row, rows: batch.rows() });
+    }
+    for span in batch.spans() {
+        let end = span.start as usize + span.rows as usize;
+        if let Some(limit) = program.max_positions().filter(|&limit| end > limit) {
+            return Err(BackendError::Position { position: end as u32 - 1, limit });
+        }
+        if !program.state().kv.is_empty() {
+            let room = span.blocks as usize * BLOCK;
+            if end > room {
+                return Err(BackendError::BlockTable { position: end as u32 - 1, room });
+            }
+            let table = batch.block_table(span);
+            if let Some(&block) = table.iter().find(|&&b| b as usize >= limits.blocks) {
+                return Err(BackendError::Block { block, blocks: limits.blocks });
+            }
+        }
+        if !program.state().recurrent.is_empty() && span.slot as usize >= limits.slots {
+            return Err(BackendError::Slot { slot: span.slot, slots: limits.slots });
+        }
+    }
+    Ok(())
+}
