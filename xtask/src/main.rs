@@ -1,1 +1,137 @@
-fn main() {}
+//! The project's own chores. `cargo xtask test` is what CI runs.
+
+mod golden;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "\
+The project's own chores.
+
+Usage: cargo xtask <COMMAND>
+
+Commands:
+  test [--offline] [--heavy]  format check, clippy, tidy checks and all tests, after fetching what they need
+                              --offline  leave out the tests on real weights (and say so)
+                              --heavy    also the tests on gemma3-270m, 253 MB
+  tidy                        the checks of the source tree alone: lengths, layering, words that must not be there
+  golden [FILTER]             make the golden models and vectors anew in a Python environment of their own
+  help                        this text
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> Result<()> {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["test", options @ ..] => test(TestOptions::parse(options)?),
+        ["tidy"] => tidy::run(&root()),
+        ["golden"] => golden::run(&root(), None),
+        ["golden", filter] => golden::run(&root(), Some(filter)),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        other => bail!("unknown command {:?}\n\n{USAGE}", other.join(" ")),
+    }
+}
+
+/// The repository's root, wherever the command was started.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map_or_else(|| here.to_path_buf(), Path::to_path_buf)
+}
+
+struct TestOptions {
+    offline: bool,
+    heavy: bool,
+}
+
+impl TestOptions {
+    fn parse(options: &[&str]) -> Result<TestOptions> {
+        let mut parsed = TestOptions { offline: false, heavy: false };
+        for option in options {
+            match *option {
+                "--offline" => parsed.offline = true,
+                "--heavy" => parsed.heavy = true,
+                other => bail!("unknown option {other:?}; there are --offline and --heavy"),
+            }
+        }
+        if parsed.offline && parsed.heavy {
+            bail!("--heavy needs weights that --offline does not fetch");
+        }
+        Ok(parsed)
+    }
+}
+
+fn test(options: TestOptions) -> Result<()> {
+    step("format", &mut cargo(&["fmt", "--all", "--check"]))?;
+    say("tidy");
+    tidy::run(&root())?;
+    let features = match (options.offline, options.heavy) {
+        (true, _) => "",
+        (false, false) => "exotherm-cli/real-weights",
+        (false, true) => "exotherm-cli/heavy-weights",
+    };
+    let with_features = ["--workspace", "--all-targets", "--features", features];
+    step("clippy", cargo(&["clippy"]).args(with_features).args(["--quiet", "--", "-D", "warnings"]))?;
+    check_licences()?;
+    if options.offline {
+        println!("SKIPPED: tests on real weights (--offline)");
+    } else {
+        fetch("smollm2")?;
+        if options.heavy {
+            fetch("gemma3-270m")?;
+        } else {
+            println!("SKIPPED: tests on gemma3-270m (--heavy runs them)");
+        }
+    }
+    step("tests", &mut cargo(&["test", "--workspace", "--features", features]))
+}
+
+/// Puts a model into the user's model cache, which the tests on real weights read.
+fn fetch(name: &str) -> Result<()> {
+    let pull = ["run", "--quiet", "--package", "exotherm-cli", "--bin", "exotherm", "--", "pull", name];
+    step(&format!("weights: {name}"), &mut cargo(&pull))
+        .with_context(|| format!("the tests on real weights need {name}; without a network use --offline"))
+}
+
+fn check_licences() -> Result<()> {
+    let installed = Command::new("cargo").args(["deny", "--version"]).output();
+    if !installed.is_ok_and(|output| output.status.success()) {
+        println!("SKIPPED: licences and sources of dependencies (cargo-deny is not installed)");
+        return Ok(());
+    }
+    step("licences", &mut cargo(&["deny", "--log-level", "error", "check", "licenses", "bans", "sources"]))
+}
+
+fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(root());
+    command
+}
+
+fn say(what: &str) {
+    println!("── {what}");
+}
+
+fn step(what: &str, command: &mut Command) -> Result<()> {
+    say(what);
+    let status = command.status().with_context(|| format!("{command:?} could not be started"))?;
+    if !status.success() {
+        bail!("{what} failed");
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! Every family against the logits of an independent implementation (see golden/README.md), on each backend,
+//! with the prompt in one chunk, in many chunks, and token by token.
+
+use std::path::{Path, PathBuf};
+
+use exotherm_kernels::cpu::CpuBackend;
+use exotherm_kernels::reference::ReferenceBackend;
+use exotherm_kernels::{BLOCK, Backend, Batch, KvType, Limits, Program};
+use exotherm_models::{LoadOptions, load};
+use exotherm_weights::Checkpoint;
+
+/// Largest difference of a logit that is let pass; see the printed maxima for what is typical.
+const TOLERANCE: f32 = 2e-3;
+
+struct Expected {
+    tokens: Vec<u32>,
+    positions: Vec<usize>,
+    logits: Vec<Vec<f32>>,
+}
+
+fn golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn expected(case: &Path) -> Expected {
+    let text = std::fs::read_to_string(case.join("expected.json")).expect("a case has expected.json");
+    let json: serde_json::Value = serde_json::from_str(&text).expect("expected.json is JSON");
+    let numbers = |v: &serde_json::Value| -> Vec<f64> {
+        v.as_array().expect("an array").iter().map(|v| v.as_f64().expect("a number")).collect()
+    };
+    Expected {
+        tokens: numbers(&json["tokens"]).iter().map(|&v| v as u32).collect(),
+        positions: numbers(&json["positions"]).iter().map(|&v| v as usize).collect(),
+        logits: json["logits"]
+            .as_array()
+            .expect("rows of logits")
+            .iter()
+            .map(|row| numbers(row).iter().map(|&v| v as f32).collect())
+            .collect(),
+    }
+}
+
+/// The logits at `positions` with the prompt cut into chunks of `chunk` tokens. Blocks are handed out backwards, so
+/// that a block table that is not followed shows.
+fn logits(backend: &dyn Backend, program: &Program, want: &Expected, chunk: usize) -> Vec<Vec<f32>> {
+    let n = want.tokens.len();
+    let blocks = n.div_ceil(BLOCK);
+    let limits = Limits { rows: chunk, logit_rows: chunk, blocks: blocks + 1, slots: 2, kv_type: KvType::F32 };
+    let mut executor = backend.compile(program, &limits).expect("the golden models fit");
+    let table: Vec<u32> = (0..blocks as u32).rev().collect();
+    let width = program.buffer(program.logits()).width;
+    let mut all = Vec::new();
+    for (i, tokens) in want.tokens.chunks(chunk).enumerate() {
+        let start = i * chunk;
+        let mut batch = Batch::default();
+        batch.push_span(tokens, start as u32, &table, 1);
+        let wanted: Vec<usize> = (0..tokens.len()).filter(|row| want.positions.contains(&(start + row))).collect();
+        wanted.iter().for_each(|&row| batch.want_logits(row as u32));
+        executor.run(&batch).expect("the batch is within the limits");
+        all.extend(executor.logits().chunks(width).map(<[f32]>::to_vec));
+    }
+    all
+}
+
+fn open(path: &Path) -> Program {
+    let mut checkpoint = Checkpoint::open(path).unwrap_or_else(|e| panic!("{e}"));
+    load(&mut checkpoint, &LoadOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", path.display())).program
+}
+
+fn check(path: &Path, want: &Expected) {
+    let program = open(path);
+    let n = want.tokens.len();
+    let backends: [Box<dyn Backend>; 2] = [Box::new(ReferenceBackend), Box::new(CpuBackend::new(2))];
+    for backend in backends {
+        for chunk in [n, 7, 1] {
+            let have = logits(&*backend, &program, want, chunk);
+            assert_eq!(have.len(), want.logits.len());
+            let mut worst = 0.0f32;
+            for (have, want) in have.iter().flatten().zip(want.logits.iter().flatten()) {
+                assert!(have.is_finite());
+                worst = worst.max((have - want).abs());
+            }
+            println!("{} {} chunk {chunk}: {worst:.1e}", path.display(), backend.name());
+            assert!(worst <= TOLERANCE, "{} on {} in chunks of {chunk}: {worst}", path.display(), backend.name());
+        }
+    }
+}
+
+/// A copy of the case's folder in which config.json is the older spelling.
+fn with_old_config(case: &Path) -> Option<tempfile::TempDir> {
+    if !case.join("config.old.json").exists() {
+        return None;
+    }
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for entry in std::fs::read_dir(case).expect("the case's folder").flatten() {
+        if entry.path().extension().is_some_and(|e| e == "safetensors") || entry.path().ends_with("model.safetensors.index.json")
+        {
+            std::fs::copy(entry.path(), dir.path().join(entry.file_name())).expect("a small copy");
+        }
+    }
+    std::fs::copy(case.join("config.old.json"), dir.path().join("config.json")).expect("a small copy");
+    Some(dir)
+}
+
+fn check_case(case: &str) {
+    let dir = golden_dir().join(case);
+    let want = expected(&dir);
+    check(&dir, &want);
+    if let Some(old) = with_old_config(&dir) {
+        check(old.path(), &want);
+    }
+    let gguf = dir.join("model.gguf");
+    if gguf.exists() {
+        check(&gguf, &want);
+    }
+}
