@@ -28,6 +28,7 @@ DEFAULT_FOLDER = (
 TOTAL_LIMIT = 6 << 20
 FILE_LIMIT = 1 << 20
 
+# The epsilons are larger than a real model's, so that a reader who ignores them is found out.
 LLAMA_ROPE3 = dict(
     vocab_size=101,
     hidden_size=36,
@@ -37,7 +38,7 @@ LLAMA_ROPE3 = dict(
     num_key_value_heads=2,
     head_dim=10,
     max_position_embeddings=384,
-    rms_norm_eps=1e-5,
+    rms_norm_eps=1e-3,
     rope_parameters={
         "rope_type": "llama3",
         "rope_theta": 500.0,
@@ -65,11 +66,11 @@ QWEN2 = dict(
     vocab_size=103,
     hidden_size=42,
     intermediate_size=53,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     num_attention_heads=3,
     num_key_value_heads=1,
     max_position_embeddings=128,
-    rms_norm_eps=1e-6,
+    rms_norm_eps=2e-3,
     tie_word_embeddings=True,
     use_sliding_window=False,
     rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
@@ -78,12 +79,12 @@ QWEN3 = dict(
     vocab_size=113,
     hidden_size=36,
     intermediate_size=45,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=14,
     max_position_embeddings=128,
-    rms_norm_eps=1e-6,
+    rms_norm_eps=2e-3,
     tie_word_embeddings=False,
     rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
 )
@@ -97,16 +98,18 @@ QWEN3_MOE = dict(
     head_dim=10,
     num_experts=7,
     num_experts_per_tok=3,
+    rms_norm_eps=3e-3,
     max_position_embeddings=128,
     tie_word_embeddings=False,
     rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
 )
-GPT2 = dict(activation_function="gelu_new", bos_token_id=0, eos_token_id=0)
+GPT2 = dict(layer_norm_epsilon=2e-3, activation_function="gelu_new", bos_token_id=0, eos_token_id=0)
 GEMMA3 = dict(
     num_attention_heads=4,
     num_key_value_heads=1,
     head_dim=12,
     sliding_window=5,
+    rms_norm_eps=4e-3,
     max_position_embeddings=256,
 )
 VISION = dict(
@@ -294,7 +297,7 @@ def qwen3_moe_cases(golden):
 
 
 def gpt2_cases(golden):
-    sizes = dict(vocab_size=109, n_positions=48, n_embd=36, n_layer=3, n_head=3, n_inner=50)
+    sizes = dict(vocab_size=109, n_positions=48, n_embd=36, n_layer=2, n_head=3, n_inner=50)
     golden.transformer(
         "gpt2", tr.GPT2LMHeadModel, tr.GPT2Config(**GPT2, **sizes), 32, (gguf_export.gpt2, "gpt2")
     )

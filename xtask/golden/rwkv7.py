@@ -136,7 +136,8 @@ def build(vocabulary, width, head_size, hidden, layers, ranks, seed):
             if middle is not None:
                 put(att + name + "0", (1, 1, width), 0.8, middle)
             put(att + name + "1", (width, rank), 1 / math.sqrt(width))
-            put(att + name + "2", (rank, width), 1 / math.sqrt(rank))
+            # The decay reaches the logits through the state alone, so it is given more to say.
+            put(att + name + "2", (rank, width), (2 if name == "w" else 1) / math.sqrt(rank))
         put(att + "k_k", (1, 1, width), 0.2, 0.85)
         put(att + "k_a", (1, 1, width), 0.3, 1.0)
         put(att + "r_k", (width // head_size, head_size), 0.3)

@@ -128,6 +128,13 @@ impl<'a> Config<'a> {
         self.json(&[name]).and_then(Value::as_bool).unwrap_or(default)
     }
 
+    /// Whether a layer is flagged in a GGUF file's list of flags; `None` if there is no such list.
+    pub fn gguf_flag_of_layer(&self, key: &str, layer: usize) -> Option<bool> {
+        let metadata = self.checkpoint.metadata();
+        metadata.array(&self.gguf_key(key))?;
+        metadata.bool_at(&self.gguf_key(key), layer)
+    }
+
     pub fn gguf_str(&self, key: &str) -> Option<&'a str> {
         self.checkpoint.metadata().str(&self.gguf_key(key))
     }

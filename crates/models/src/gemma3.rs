@@ -12,6 +12,7 @@ use crate::{Model, ModelError};
 
 /// Every sixth layer sees everything where a checkpoint does not say.
 const PATTERN: usize = 6;
+const PATTERN_KEY: &str = "attention.sliding_window_pattern";
 /// The model whose attention is scaled by the width per head, not by the head's size (27B).
 const LAYERS_OF_LARGEST: usize = 62;
 
@@ -77,15 +78,18 @@ impl Layers {
     fn read(config: &Config, shape: &Shape) -> Result<Layers, ModelError> {
         let window = config.try_count("attention.sliding_window", &["sliding_window"])?;
         let kinds = config.json(&["layer_types"]).and_then(|v| v.as_array());
-        let pattern = config
-            .try_count(
-                "attention.sliding_window_pattern",
-                &["sliding_window_pattern", "_sliding_window_pattern"],
-            )?
-            .unwrap_or(PATTERN);
-        let slides = |layer: usize| match kinds {
-            Some(kinds) => kinds.get(layer).and_then(|k| k.as_str()) == Some("sliding_attention"),
-            None => !(layer + 1).is_multiple_of(pattern),
+        // A GGUF file may flag every layer, or give the period, or say nothing.
+        let flagged = |layer| config.gguf_flag_of_layer(PATTERN_KEY, layer);
+        let pattern = match flagged(0) {
+            Some(_) => PATTERN,
+            None => config
+                .try_count(PATTERN_KEY, &["sliding_window_pattern", "_sliding_window_pattern"])?
+                .unwrap_or(PATTERN),
+        };
+        let slides = |layer: usize| match (flagged(layer), kinds) {
+            (Some(flag), _) => flag,
+            (None, Some(kinds)) => kinds.get(layer).and_then(|k| k.as_str()) == Some("sliding_attention"),
+            (None, None) => !(layer + 1).is_multiple_of(pattern),
         };
         let windows: Vec<_> = (0..shape.layers).map(|layer| window.filter(|_| slides(layer))).collect();
 
