@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-//CPU use exotherm_kernels::cpu::CpuBackend;
+use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::reference::ReferenceBackend;
 use exotherm_kernels::{BLOCK, Backend, Batch, KvType, Limits, Program};
 use exotherm_models::{LoadOptions, load};
@@ -75,7 +75,7 @@ fn open(path: &Path) -> Program {
 fn check(path: &Path, want: &Expected) {
     let program = open(path);
     let n = want.tokens.len();
-    let backends: [Box<dyn Backend>; 1] = [Box::new(ReferenceBackend)];
+    let backends: [Box<dyn Backend>; 2] = [Box::new(ReferenceBackend), Box::new(CpuBackend::new(2))];
     for backend in backends {
         for chunk in [n, 7, 1] {
             let have = logits(&*backend, &program, want, chunk);
