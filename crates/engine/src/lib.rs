@@ -1,1 +1,24 @@
-//! Being laid out.
+//! Sequences, scheduling and state on top of a program. Knows nothing of text, tokenizers or HTTP.
+//!
+//! Only the scheduler moves sequences. One step is plan → run → commit; see [`Engine::step`].
+#![forbid(unsafe_code)]
+
+mod blocks;
+mod config;
+mod engine;
+mod error;
+pub mod evaluate;
+pub mod perplexity;
+mod request;
+pub mod sampling;
+mod scheduler;
+pub mod selfcheck;
+mod sequence;
+
+pub use blocks::Books;
+pub use config::{EngineConfig, MemoryPlan};
+pub use engine::Engine;
+pub use error::EngineError;
+pub use evaluate::Evaluator;
+pub use request::{Event, FinishReason, Request, RequestId, RequestStats};
+pub use sampling::Sampling;

@@ -1,0 +1,46 @@
+use exotherm_kernels::BackendError;
+
+use crate::request::RequestId;
+
+/// Everything that a caller can be told.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    #[error("max_tokens is 0: there is nothing to generate")]
+    NothingToGenerate,
+    #[error(
+        "a prompt of {prompt} tokens and {max_tokens} tokens to generate need a context of {}, it is {ctx}; \
+         a larger --ctx, a shorter prompt or fewer --max-tokens help",
+        prompt.saturating_add(*max_tokens)
+    )]
+    TooLong { prompt: usize, max_tokens: usize, ctx: usize },
+    #[error("{tokens} tokens do not fit into a context of {ctx}; a larger --ctx helps")]
+    TooManyTokens { tokens: usize, ctx: usize },
+    #[error("token {token} is outside the vocabulary of {vocab}")]
+    Token { token: u32, vocab: usize },
+    #[error("{name} is {value}, it must be {must}")]
+    Sampling { name: &'static str, value: f32, must: &'static str },
+    #[error("{name} is {value}, it must be {must}")]
+    Config { name: &'static str, value: usize, must: &'static str },
+    #[error("a context of {ctx} is more than the {limit} positions that this model holds")]
+    Context { ctx: usize, limit: usize },
+    #[error("a context of {ctx} for {max_seqs} sequences needs more memory than can be addressed")]
+    Memory { ctx: usize, max_seqs: usize },
+    #[error("all {max_seqs} sequences are held or about to be; let one of them go first")]
+    AllHeld { max_seqs: usize },
+    #[error("{0} is not a finished request that is held")]
+    NotHeld(RequestId),
+    #[error(
+        "the model's logits for position {position} are not numbers: its weights or the backend are at fault"
+    )]
+    NotNumbers { position: usize },
+    #[error("logits of position {position} were asked for, there are {tokens} tokens")]
+    Position { position: usize, tokens: usize },
+    #[error(
+        "perplexity in windows of {ctx} needs at least {need} tokens, the text has {have}; a smaller --ctx helps"
+    )]
+    TooFewTokens { ctx: usize, need: usize, have: usize },
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}

@@ -1,0 +1,70 @@
+//! What a caller asks for and what it is told.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::sampling::Sampling;
+
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub prompt: Vec<u32>,
+    /// At most so many tokens are generated; the prompt and they must fit into the context.
+    pub max_tokens: usize,
+    pub sampling: Sampling,
+    /// A token of these ends the request and is not emitted.
+    pub stop_tokens: Vec<u32>,
+    /// Keeps the sequence's state when the request is finished, for `Engine::submit_after` (a chat's next
+    /// turn).
+    pub hold: bool,
+}
+
+/// Names a request for as long as its engine lives.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RequestId(pub(crate) u64);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "request {}", self.0)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Event {
+    /// Token number `index` of the answer.
+    Token {
+        id: RequestId,
+        token: u32,
+        index: usize,
+    },
+    Finished {
+        id: RequestId,
+        reason: FinishReason,
+        stats: RequestStats,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FinishReason {
+    /// This stop token was generated.
+    Stop(u32),
+    /// `max_tokens` were generated.
+    Length,
+    Cancelled,
+    /// A step failed; `Engine::step` said why.
+    Failed,
+}
+
+#[derive(Clone, Copy, PartialEq, Default, Debug)]
+pub struct RequestStats {
+    pub prompt_tokens: usize,
+    /// Tokens of the prompt that a held sequence already had.
+    pub cached_tokens: usize,
+    /// Tokens emitted; a stop token is not among them.
+    pub generated: usize,
+    /// From submission to the first step.
+    pub queued: Duration,
+    /// From the first step to the first generated token.
+    pub prompt_time: Duration,
+    /// From the first generated token to the end.
+    pub decode_time: Duration,
+}

@@ -1,0 +1,276 @@
+//! Holds one backend to another on the same tokens: op by op, in distribution, and in what it would write.
+
+use std::fmt;
+
+use exotherm_kernels::{Place, Rows};
+
+use crate::error::EngineError;
+use crate::evaluate::{Evaluator, Step, log_sum_exp};
+use crate::sampling::argmax;
+
+/// How far the other backend may be from the reference.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    /// Largest difference in a row an op makes, in parts of the row's largest value.
+    pub op_error: f64,
+    /// Largest Kullback-Leibler divergence of a position, in nats.
+    pub kl: f64,
+    /// Where the likeliest tokens differ: how much likelier, in nats, the reference may hold its own.
+    pub flip: f64,
+}
+
+/// An op's result that differs.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Divergence {
+    /// Index of the op in the program.
+    pub op: usize,
+    pub name: &'static str,
+    pub buffer: &'static str,
+    pub position: usize,
+    /// The difference in parts of the row's largest value.
+    pub error: f64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub tolerance: Tolerance,
+    /// The first op past the tolerance.
+    pub first_divergence: Option<Divergence>,
+    /// The largest difference of any op.
+    pub worst_op: Option<Divergence>,
+    /// Positions of the text that were compared, and those where both hold the same token for the likeliest.
+    pub positions: usize,
+    pub agreements: usize,
+    /// Of the reference from the other, in nats.
+    pub mean_kl: f64,
+    pub max_kl: f64,
+    /// Where the likeliest tokens differ, in the text or at the first difference of the outputs: how much
+    /// likelier the reference holds its own, at most.
+    pub worst_flip: f64,
+    /// Greedy continuations of the text.
+    pub reference_output: Vec<u32>,
+    pub output: Vec<u32>,
+}
+
+impl Report {
+    pub fn top1_agreement(&self) -> f64 {
+        self.agreements as f64 / self.positions as f64
+    }
+
+    /// Whether the other backend can be trusted. The outputs may part only where the reference was undecided.
+    pub fn agrees(&self) -> bool {
+        let tolerance = &self.tolerance;
+        self.first_divergence.is_none() && self.max_kl <= tolerance.kl && self.worst_flip <= tolerance.flip
+    }
+
+    pub fn reference_hash(&self) -> QualityHash {
+        QualityHash::of(&self.reference_output)
+    }
+
+    pub fn hash(&self) -> QualityHash {
+        QualityHash::of(&self.output)
+    }
+}
+
+/// Stands for an output: FNV-1a (64 bits) over its token ids as little-endian u32, shown in hexadecimal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QualityHash(pub u64);
+
+impl QualityHash {
+    pub fn of(tokens: &[u32]) -> QualityHash {
+        let bytes = tokens.iter().flat_map(|token| token.to_le_bytes());
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        QualityHash(bytes.fold(0xcbf2_9ce4_8422_2325, step))
+    }
+}
+
+impl fmt::Display for QualityHash {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Compares `other` with `reference`, which hold the same program, on `tokens` and on the `generate` tokens
+/// that each writes after them. The first step of many rows and the first of one row are compared op by op,
+/// each backend going on from its own values; the evaluators should have as many logit rows as rows in a
+/// chunk, or the first step has one row too. `progress` is told the rows done and all there are.
+pub fn selfcheck(
+    reference: &mut Evaluator,
+    other: &mut Evaluator,
+    tokens: &[u32],
+    generate: usize,
+    tolerance: Tolerance,
+    progress: impl FnMut(usize, usize),
+) -> Result<Report, EngineError> {
+    reference.check(tokens)?;
+    other.check(tokens)?;
+    let ctx = reference.sizes().0.min(other.sizes().0);
+    let total = tokens.len().saturating_add(generate);
+    if total > ctx {
+        return Err(EngineError::TooManyTokens { tokens: total, ctx });
+    }
+    let report = Report {
+        tolerance,
+        first_divergence: None,
+        worst_op: None,
+        positions: 0,
+        agreements: 0,
+        mean_kl: 0.0,
+        max_kl: 0.0,
+        worst_flip: 0.0,
+        reference_output: Vec::with_capacity(generate),
+        output: Vec::with_capacity(generate),
+    };
+    let mut check = Check { reference, other, report, progress, total };
+    let last = check.read_text(tokens)?;
+    check.write_on(tokens, generate, last)?;
+    Ok(check.report)
+}
+
+struct Check<'a, P> {
+    reference: &'a mut Evaluator,
+    other: &'a mut Evaluator,
+    report: Report,
+    progress: P,
+    total: usize,
+}
+
+impl<P: FnMut(usize, usize)> Check<'_, P> {
+    /// Runs the text and compares every position; returns what each holds for the next token.
+    fn read_text(&mut self, tokens: &[u32]) -> Result<[u32; 2], EngineError> {
+        let (_, chunk, logit_rows) = self.reference.sizes();
+        let (_, other_chunk, other_logit_rows) = self.other.sizes();
+        let (chunk, logit_rows) = (chunk.min(other_chunk), logit_rows.min(other_logit_rows));
+        let all: Vec<usize> = (0..tokens.len()).collect();
+        let (mut start, mut choices) = (0, [0; 2]);
+        while start < tokens.len() {
+            let step = Step::new(start, tokens.len(), &all[start..], chunk, logit_rows);
+            self.run(tokens, tokens, &step, start == 0)?;
+            for (a, b) in self.reference.rows().zip(self.other.rows()) {
+                choices = compare_rows(a, b, &mut self.report);
+            }
+            start = step.end;
+            (self.progress)(start, self.total);
+        }
+        self.report.mean_kl /= self.report.positions as f64;
+        Ok(choices)
+    }
+
+    /// Lets each write on greedily from its own first token.
+    fn write_on(&mut self, text: &[u32], generate: usize, first: [u32; 2]) -> Result<(), EngineError> {
+        let (mut a, mut b) = (text.to_vec(), text.to_vec());
+        let mut choices = first;
+        for i in 0..generate {
+            a.push(choices[0]);
+            b.push(choices[1]);
+            if i + 1 < generate {
+                let position = text.len() + i;
+                let step = Step { start: position, end: position + 1, wanted: &[position] };
+                self.run(&a, &b, &step, i == 0 && a == b)?;
+                let was_equal = a == b;
+                if let (Some(la), Some(lb)) = (self.reference.rows().next(), self.other.rows().next()) {
+                    choices = [choice(la), choice(lb)];
+                    if was_equal {
+                        self.report.worst_flip = self.report.worst_flip.max(flip(la, choices));
+                    }
+                }
+            }
+            (self.progress)(text.len() + i + 1, self.total);
+        }
+        self.report.reference_output = a.split_off(text.len());
+        self.report.output = b.split_off(text.len());
+        Ok(())
+    }
+
+    fn run(&mut self, a: &[u32], b: &[u32], step: &Step, op_by_op: bool) -> Result<(), EngineError> {
+        self.reference.load(a, step);
+        self.other.load(b, step);
+        if !op_by_op {
+            self.reference.run()?;
+            return self.other.run();
+        }
+        for op in 0..self.reference.program().ops().len() {
+            self.reference.run_op(op)?;
+            self.other.run_op(op)?;
+            self.compare_op(op, step);
+        }
+        Ok(())
+    }
+
+    fn compare_op(&mut self, op: usize, step: &Step) {
+        let program = self.reference.program();
+        let (name, result) = (program.ops()[op].name(), program.ops()[op].result());
+        let spec = program.buffer(result).clone();
+        let a = self.reference.executor().read(Place::Buffer(result));
+        let b = self.other.executor().read(Place::Buffer(result));
+        let mut worst: Option<Divergence> = None;
+        for (row, (a, b)) in a.chunks_exact(spec.width).zip(b.chunks_exact(spec.width)).enumerate() {
+            let error = row_error(a, b);
+            if worst.is_none_or(|worst| error > worst.error) {
+                let position = match spec.rows {
+                    Rows::Batch => step.start + row,
+                    Rows::Logits => step.wanted[row],
+                };
+                worst = Some(Divergence { op, name, buffer: spec.name, position, error });
+            }
+        }
+        let Some(worst) = worst else { return };
+        let report = &mut self.report;
+        if worst.error > report.tolerance.op_error {
+            report.first_divergence.get_or_insert(worst);
+        }
+        if report.worst_op.is_none_or(|so_far| worst.error > so_far.error) {
+            report.worst_op = Some(worst);
+        }
+    }
+}
+
+/// The largest difference in parts of the largest value of `a`; infinite where something is no number.
+fn row_error(a: &[f32], b: &[f32]) -> f64 {
+    let (mut difference, mut largest) = (0.0f64, 0.0f64);
+    for (&a, &b) in a.iter().zip(b) {
+        let (a, b) = (f64::from(a), f64::from(b));
+        if !a.is_finite() || !b.is_finite() {
+            return f64::INFINITY;
+        }
+        difference = difference.max((a - b).abs());
+        largest = largest.max(a.abs());
+    }
+    if difference == 0.0 { 0.0 } else { difference / largest }
+}
+
+/// Adds a position to the report; returns what each holds for the likeliest.
+fn compare_rows(a: &[f32], b: &[f32], report: &mut Report) -> [u32; 2] {
+    let choices = [choice(a), choice(b)];
+    let kl = divergence(a, b);
+    report.positions += 1;
+    report.agreements += usize::from(choices[0] == choices[1]);
+    report.mean_kl += kl;
+    report.max_kl = report.max_kl.max(kl);
+    report.worst_flip = report.worst_flip.max(flip(a, choices));
+    choices
+}
+
+/// The likeliest token; where the logits are no numbers, which the divergence tells, any will do to go on
+/// with.
+fn choice(logits: &[f32]) -> u32 {
+    argmax(logits).unwrap_or(0)
+}
+
+/// How much likelier, in nats, `logits` hold the first choice than the second.
+fn flip(logits: &[f32], choices: [u32; 2]) -> f64 {
+    let at = |token: u32| f64::from(logits[token as usize]);
+    let gap = if choices[0] == choices[1] { 0.0 } else { at(choices[0]) - at(choices[1]) };
+    if gap.is_nan() { f64::INFINITY } else { gap }
+}
+
+/// KL(a ‖ b) in nats; infinite where something is no number. Rounding may make it a hair less than 0.
+fn divergence(a: &[f32], b: &[f32]) -> f64 {
+    let (sum_a, sum_b) = (log_sum_exp(a), log_sum_exp(b));
+    let term = |(&a, &b): (&f32, &f32)| {
+        let (log_p, log_q) = (f64::from(a) - sum_a, f64::from(b) - sum_b);
+        if log_p == f64::NEG_INFINITY { 0.0 } else { log_p.exp() * (log_p - log_q) }
+    };
+    let kl: f64 = a.iter().zip(b).map(term).sum();
+    if kl.is_nan() { f64::INFINITY } else { kl.max(0.0) }
+}
