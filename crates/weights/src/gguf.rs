@@ -120,9 +120,9 @@ fn pair(cursor: &mut Cursor, metadata: &mut Metadata) -> Result<(), WeightsError
     let kind = cursor.kind(&key_text)?;
     let start = cursor.at;
     match kind {
-        Kind::Text => drop(cursor.text(&key_text)?),
+        Kind::Text => cursor.text(&key_text).map(|_| ())?,
         Kind::Array => array(cursor, &key_text)?,
-        fixed => drop(cursor.take(fixed.width().unwrap_or(0) as u64, &key_text)?),
+        fixed => cursor.take(fixed.width().unwrap_or(0) as u64, &key_text).map(|_| ())?,
     }
     match metadata.insert(key, kind, start..cursor.at) {
         true => Ok(()),
@@ -148,7 +148,7 @@ fn array(cursor: &mut Cursor, key: &str) -> Result<(), WeightsError> {
             let size = len.checked_mul(fixed.width().unwrap_or(0) as u64);
             let size =
                 size.ok_or_else(|| cursor.fault(&format!("metadata {key:?} is an array of {len} values")))?;
-            cursor.take(size, key).map(drop)
+            cursor.take(size, key).map(|_| ())
         }
     }
 }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use common::Gguf;
 use exotherm_tensor::DType;
 use exotherm_weights::{Checkpoint, Format, GgufWriter, NewValue, Value, WeightsError};
+use proptest::collection::vec;
+use proptest::prelude::*;
 
 fn pattern(t: usize, len: usize) -> Vec<u8> {
     (0..len).map(|i| ((7 * i + 13 * t) % 251) as u8).collect()
@@ -271,4 +273,36 @@ fn text_that_is_no_utf8_reads_as_bytes() {
     assert_eq!(checkpoint.metadata().bytes("k"), Some(&b"a\xff"[..]));
     assert_eq!(checkpoint.metadata().str("k"), None);
     assert!(checkpoint.is_vocab_only());
+}
+
+proptest! {
+    /// Whatever bytes of a good file change, it is refused or reads to its last value and tensor.
+    #[test]
+    fn a_changed_file_is_refused_or_reads_whole(changes in vec((0usize..700, any::<u8>()), 1..6)) {
+        let tokens = [common::text(b"a"), common::text(b"bc")].concat();
+        let mut bytes = Gguf::default()
+            .u32("general.alignment", 32)
+            .array("tokens", common::TEXT, 2, &tokens)
+            .array("scores", common::F32, 2, &[0; 8])
+            .tensor(b"w", &[4, 2], 0, 0)
+            .tensor(b"q", &[32], 8, 32)
+            .data(96)
+            .build();
+        for (at, byte) in changes {
+            let len = bytes.len();
+            bytes[at % len] = byte;
+        }
+        if let Ok(mut checkpoint) = Checkpoint::from_gguf_bytes(bytes) {
+            let m = checkpoint.metadata();
+            prop_assert_eq!(m.iter().count(), m.len());
+            for array in m.iter().filter_map(|(_, value)| value.as_array()) {
+                prop_assert_eq!(array.iter().count(), array.len());
+            }
+            let listed: Vec<_> = checkpoint.names().map(str::to_string).collect();
+            for name in listed {
+                let shape = checkpoint.info(&name).expect("a weight").1.to_vec();
+                prop_assert!(checkpoint.take(&name, &shape).is_ok());
+            }
+        }
+    }
 }
