@@ -32,7 +32,7 @@ RNG = np.random.default_rng(7)
 
 def put(name, values):
     values = np.asarray(values.detach() if torch.is_tensor(values) else values, dtype=np.float32).reshape(-1)
-    LINES.append(name + " " + " ".join(f"{v:.8g}" for v in values))
+    LINES.append(name + " " + " ".join(f"{v:.7g}" for v in values))
 
 
 def draw(name, *shape, scale=1.0, centre=0.0):
@@ -65,8 +65,8 @@ def activations():
 
 
 def attention():
-    """Six heads on two KV heads, 23 positions, the rows of the last five."""
-    heads, kv_heads, dim, n, rows = 6, 2, 10, 23, 5
+    """Six heads on two KV heads, 19 positions, the rows of the last two."""
+    heads, kv_heads, dim, n, rows = 6, 2, 10, 19, 2
     q = draw("attn.q", heads, rows, dim, scale=2)
     k, v = draw("attn.k", kv_heads, n, dim, scale=2), draw("attn.v", kv_heads, n, dim)
     sinks = draw("attn.sinks", heads, scale=2)

@@ -73,6 +73,10 @@ pub enum BackendError {
     Block { block: u32, blocks: usize },
     #[error("state slot {slot} is outside the {slots} there are")]
     Slot { slot: u32, slots: usize },
+    #[error("block {0} is written by one part of the step and used by another")]
+    SharedBlock(u32),
+    #[error("two sequences of the step keep their state in slot {0}")]
+    SharedSlot(u32),
     #[error("logits were asked of row {row} in a step of {rows} rows")]
     LogitRow { row: u32, rows: usize },
     #[error("the memory for {what} ({bytes} bytes) could not be had; a smaller --ctx needs less")]
@@ -139,5 +143,54 @@ pub fn check_batch(program: &Program, limits: &Limits, batch: &Batch) -> Result<
             return Err(BackendError::Slot { slot: span.slot, slots: limits.slots });
         }
     }
+    check_sharing(program, limits, batch)
+}
+
+/// Rows of a step run side by side, so what one span writes no other may write or read; nor may a block come twice
+/// in a span's own table where it is written.
+fn check_sharing(program: &Program, limits: &Limits, batch: &Batch) -> Result<(), BackendError> {
+    if !program.state().kv.is_empty() {
+        let table = |span, blocks: Range<usize>| batch.block_table(span)[blocks].iter().copied();
+        let written = batch.spans().iter().flat_map(|span| {
+            let end = (span.start as usize + span.rows as usize).div_ceil(BLOCK);
+            let start = if span.rows == 0 { end } else { span.start as usize / BLOCK };
+            table(span, start..end)
+        });
+        let read = batch.spans().iter().flat_map(|span| table(span, 0..span.start as usize / BLOCK));
+        if let Some(block) = first_shared(written, read, limits.blocks) {
+            return Err(BackendError::SharedBlock(block));
+        }
+    }
+    if !program.state().recurrent.is_empty() {
+        let slots = batch.spans().iter().map(|span| span.slot);
+        if let Some(slot) = first_shared(slots, std::iter::empty(), limits.slots) {
+            return Err(BackendError::SharedSlot(slot));
+        }
+    }
     Ok(())
+}
+
+/// The first number under `limit` that is written twice, or written and read. The numbers are gone through once for
+/// every 32,768 there may be, with a bitmap on the stack, so that a step allocates nothing.
+fn first_shared(
+    written: impl Iterator<Item = u32> + Clone,
+    read: impl Iterator<Item = u32> + Clone,
+    limit: usize,
+) -> Option<u32> {
+    const WORDS: usize = 512;
+    (0..limit).step_by(64 * WORDS).find_map(|base| {
+        let mut seen = [0u64; WORDS];
+        let place = |number: u32| {
+            let at = (number as usize).checked_sub(base).filter(|&at| at < 64 * WORDS)?;
+            Some((at / 64, 1u64 << (at % 64)))
+        };
+        let twice = written.clone().find(|&number| {
+            place(number).is_some_and(|(word, bit)| {
+                let before = seen[word];
+                seen[word] |= bit;
+                before & bit != 0
+            })
+        });
+        twice.or_else(|| read.clone().find(|&n| place(n).is_some_and(|(word, bit)| seen[word] & bit != 0)))
+    })
 }

@@ -2,6 +2,8 @@
 
 pub mod backend;
 pub mod batch;
+pub mod conformance;
+pub mod cpu;
 pub mod ops;
 mod plan;
 pub mod program;

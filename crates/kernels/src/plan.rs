@@ -67,8 +67,7 @@ fn lives(ops: &[Op], n: usize, logits: Buf) -> Vec<Option<Life>> {
             life.last = i;
         });
     }
-    if let Some(life) = &mut lives[logits.0 as usize] {
-        life.last = ops.len();
-    }
+    // The logits are read after the last op, and have a place even in a program that makes none.
+    lives[logits.0 as usize].get_or_insert(Life { first: ops.len(), last: ops.len() }).last = ops.len();
     lives
 }

@@ -181,6 +181,23 @@ impl ProgramBuilder {
         ProgramBuilder::default()
     }
 
+    /// The recording that made `program`, to be changed and finished anew. Handles into it stay valid.
+    pub fn reopen(program: &Program) -> ProgramBuilder {
+        ProgramBuilder {
+            ops: program.ops.to_vec(),
+            buffers: program.buffers.to_vec(),
+            matrices: program.matrices.to_vec(),
+            vectors: program.vectors.to_vec(),
+            state: program.state.clone(),
+            max_positions: program.max_positions,
+        }
+    }
+
+    /// The ops recorded so far.
+    pub fn ops_mut(&mut self) -> &mut [Op] {
+        &mut self.ops
+    }
+
     pub fn buffer(&mut self, name: &'static str, width: usize) -> Buf {
         self.add_buffer(name, width, Rows::Batch)
     }
@@ -224,6 +241,10 @@ impl ProgramBuilder {
         self.max_positions = Some(n);
     }
 
+    pub fn buffer_width(&self, buf: Buf) -> usize {
+        self.buffers[buf.0 as usize].width
+    }
+
     pub fn matrix_dims(&self, id: MatId) -> (usize, usize) {
         let m = &self.matrices[id.0 as usize];
         (m.n_out, m.n_in)
@@ -233,7 +254,7 @@ impl ProgramBuilder {
         self.ops.push(op.into());
     }
 
-    /// Ends the recording. `logits` is what `Executor::logits` gives; it must be written by the last op.
+    /// Ends the recording. `logits` is what `Executor::logits` gives; it is read after the last op.
     /// Panics where an op's widths do not fit together: that is a bug in the model's file.
     pub fn finish(self, logits: Buf, vocab: usize) -> Program {
         let plan = Plan::new(&self.ops, &self.buffers, logits);

@@ -277,7 +277,8 @@ pub(super) fn magnitude_above_rms(x: &[f32; 32]) -> [f32; 32] {
 /// Encodes 256 values in `GROUPS` groups of `LEN`.
 ///
 /// What the search finds best need not stay best once `d` is an f16 and the scales are small integers. So two
-/// fits per group are carried on, and the super-block with the smaller squared error is kept.
+/// fits per group are carried on, the units of the super-block are drawn from each and with two numbers of levels,
+/// and whatever leaves the smallest sum of squared errors is kept.
 #[inline(always)]
 pub(super) fn encode_affine<const GROUPS: usize, const LEN: usize>(
     values: &[f32; 256],
@@ -289,10 +290,12 @@ pub(super) fn encode_affine<const GROUPS: usize, const LEN: usize>(
     for (group, fits) in groups.iter().zip(&mut fits) {
         *fits = fit_scale_and_min(group, &weigh(group), fit);
     }
-    let (mut units, mut chosen, least) = choose_levels(groups, &fits, 0, fit);
-    let (other_units, others, error) = choose_levels(groups, &fits, 1, fit);
-    if error < least {
-        (units, chosen) = (other_units, others);
+    let (mut units, mut chosen, mut least) = choose_levels(groups, &fits, (0, fit.levels), fit);
+    for (which, fewer) in [(1, 0.0), (0, 1.0), (1, 1.0)] {
+        let (other_units, others, error) = choose_levels(groups, &fits, (which, fit.levels - fewer), fit);
+        if error < least {
+            (units, chosen, least) = (other_units, others, error);
+        }
     }
     let mut block = AffineBlock {
         d: units.d,
@@ -340,18 +343,18 @@ impl Units {
     }
 }
 
-/// With the units that suit the fits number `which`: for each group the levels of the better fit, and the sum of
-/// squared errors.
+/// With units in which the largest scale and minimum among the fits number `which` are `top_level`: for each group
+/// the levels of the better fit, and the sum of squared errors.
 #[inline(always)]
 fn choose_levels<const GROUPS: usize, const LEN: usize>(
     groups: &[[f32; LEN]],
     fits: &[[(f32, f32); 2]; GROUPS],
-    which: usize,
+    (which, top_level): (usize, f32),
     fit: &AffineFit,
 ) -> (Units, [(f32, f32); GROUPS], f32) {
     let max_scale = fits.iter().fold(0.0, |max, fits| larger(max, fits[which].0));
     let max_min = fits.iter().fold(0.0, |max, fits| larger(max, fits[which].1));
-    let units = Units::new(max_scale, max_min, fit.levels);
+    let units = Units::new(max_scale, max_min, top_level);
     let mut chosen = [(0.0, 0.0); GROUPS];
     let mut total = 0.0;
     for ((group, fits), chosen) in groups.iter().zip(fits).zip(&mut chosen) {

@@ -45,8 +45,8 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Encodes `values`, a whole number of blocks, into `bytes`. Panics if the lengths do not match. Values that are
-/// not finite give blocks that decode to something unspecified, but never a panic.
+/// Encodes `values`, a whole number of blocks, into `bytes`. Panics if the lengths do not match. In quantized types,
+/// values that are not finite give blocks that decode to something unspecified, but never a panic.
 pub fn encode(dtype: DType, values: &[f32], bytes: &mut [u8]) {
     check_lengths(dtype, values.len(), bytes.len());
     match dtype {

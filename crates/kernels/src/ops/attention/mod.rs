@@ -1,5 +1,7 @@
 //! Paged causal attention in one pass over the block table: QK^T, online softmax, A·V.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{check_vector, check_width};

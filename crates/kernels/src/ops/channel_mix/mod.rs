@@ -1,5 +1,7 @@
 //! RWKV: layer norm + token shift + key projection + squared ReLU (the value projection is a `LinearResidual`).
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{Norm, check_matrix, check_vector};

@@ -1,5 +1,7 @@
 //! Token embedding: a row of the table, scaled, plus a learned position, then an optional norm.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{Norm, check_width};

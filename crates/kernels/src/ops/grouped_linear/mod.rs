@@ -1,5 +1,7 @@
 //! Several projections of different slices of one row in one op (RWKV's receptance, key and value).
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::check_width;

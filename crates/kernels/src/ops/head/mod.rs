@@ -1,5 +1,7 @@
 //! Final norm + output projection, for the rows that want logits only.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{Norm, check_matrix};

@@ -1,5 +1,7 @@
 //! Projection + bias + optional norm of the result (Gemma's sandwich) + residual.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{Norm, check_matrix, check_vector};

@@ -1,5 +1,7 @@
 //! RWKV: the low-rank pairs of a layer (decay, in-context rate, value mix, gate), the middle kept on chip.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{Activation, check_matrix, check_vector, check_width};

@@ -1,5 +1,7 @@
 //! Down projections of the chosen experts, summed by weight in the order of `routes`, + residual.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{check_matrix, check_width};

@@ -1,5 +1,7 @@
 //! Gate and up projections of the chosen experts with their activation.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{Activation, check_matrix, check_width};

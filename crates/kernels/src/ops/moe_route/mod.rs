@@ -1,5 +1,7 @@
 //! Norm + router + softmax + top-k: which experts a row visits and with what weights.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{Norm, check_matrix, check_width};

@@ -1,5 +1,7 @@
 //! Norm + one packed projection + bias + activation: Q, K, V in one matrix, or gate and up, or GPT-2's up.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{Activation, Norm, check_matrix, check_vector, check_width};

@@ -1,5 +1,7 @@
 //! QK-norm + rotary embedding of Q (in place) and K + write of K and V into the paged cache.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{Norm, check_width};

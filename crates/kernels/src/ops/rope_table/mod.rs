@@ -1,5 +1,7 @@
 //! The cosines and sines of every row's rotary angles, once per step for all layers that share a base.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::check_width;

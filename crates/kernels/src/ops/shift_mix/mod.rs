@@ -1,5 +1,7 @@
 //! RWKV: layer norm + all token shifts of a layer. The shift state keeps the last normed row of a sequence.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{Norm, check_vector, check_width};

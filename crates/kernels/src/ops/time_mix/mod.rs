@@ -1,5 +1,7 @@
 //! RWKV-7's time mixing in one op: k-normalisation, decay, state update, group norm, bonus, gate.
 
+pub(crate) mod cases;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use super::{Norm, NormKind, check_vector, check_width};

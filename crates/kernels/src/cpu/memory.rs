@@ -1,0 +1,185 @@
+//! Memory that the lanes of a team share, and what one lane has for itself.
+//!
+//! All of it is zeroed by the system when it is first touched, so that what is never used costs no pages.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::ptr::NonNull;
+
+use crate::backend::{BackendError, KvType};
+use exotherm_tensor::formats;
+
+/// Every piece of memory begins on a cache line.
+const ALIGN: usize = 64;
+
+/// Numbers for which any bits are a value and zero bits are zero.
+pub(crate) trait Plain: Copy + Send + Sync + 'static {}
+impl Plain for u8 {}
+impl Plain for u16 {}
+impl Plain for u32 {}
+impl Plain for f32 {}
+
+/// Zeroed elements that several lanes read and write at once, each its own part.
+pub(crate) struct Shared<T> {
+    base: NonNull<u8>,
+    layout: Layout,
+    start: NonNull<T>,
+    len: usize,
+    elements: PhantomData<T>,
+}
+
+// SAFETY: the memory belongs to this value alone, and its elements are plain numbers; who reads and writes what at
+// one time is the duty of the callers of `slice` and `slice_mut`.
+unsafe impl<T: Plain> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Plain> Sync for Shared<T> {}
+
+impl<T: Plain> Shared<T> {
+    pub fn zeroed(len: usize, what: &'static str) -> Result<Shared<T>, BackendError> {
+        let bytes = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(ALIGN));
+        let bytes = bytes.ok_or(BackendError::Memory { what, bytes: usize::MAX })?;
+        let refused = || BackendError::Memory { what, bytes };
+        // A larger alignment would make the allocator clear the pages itself, and so touch them all: the start
+        // is moved to a cache line by hand.
+        let layout = Layout::from_size_align(bytes, align_of::<T>()).map_err(|_| refused())?;
+        // SAFETY: the layout's size is not zero, ALIGN is part of it.
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refused)?;
+        // SAFETY: `align_offset` on bytes is less than ALIGN, by which the allocation is larger than `len`.
+        let start = unsafe { base.add(base.align_offset(ALIGN)) }.cast();
+        Ok(Shared { base, layout, start, len, elements: PhantomData })
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    /// # Safety
+    /// While the slice lives nobody writes these elements.
+    pub unsafe fn slice(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: the range lies inside the allocation, whose elements are initialised (zero at first).
+        unsafe { std::slice::from_raw_parts(self.start.add(range.start).as_ptr(), range.len()) }
+    }
+
+    /// # Safety
+    /// While the slice lives nobody else reads or writes these elements.
+    #[expect(clippy::mut_from_ref, reason = "lanes share the memory and write disjoint parts of it")]
+    pub unsafe fn slice_mut(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: the range lies inside the allocation, whose elements are initialised (zero at first).
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start).as_ptr(), range.len()) }
+    }
+
+    /// All elements, for an owner whom no lane can interfere with.
+    pub fn as_slice(&mut self) -> &mut [T] {
+        // SAFETY: `&mut self` excludes every other user.
+        unsafe { self.slice_mut(0..self.len) }
+    }
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `zeroed` with this layout.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) }
+    }
+}
+
+/// Keys or values of a layer, `[block][kv head][position][head_dim]`.
+pub(crate) enum KvPool {
+    F32(Shared<f32>),
+    F16(Shared<u16>),
+}
+
+impl KvPool {
+    pub fn zeroed(kv_type: KvType, len: usize) -> Result<KvPool, BackendError> {
+        let what = "the KV cache";
+        match kv_type {
+            KvType::F32 => Shared::zeroed(len, what).map(KvPool::F32),
+            KvType::F16 => Shared::zeroed(len, what).map(KvPool::F16),
+        }
+    }
+
+    pub fn bytes(&self) -> usize {
+        match self {
+            KvPool::F32(pool) => pool.bytes(),
+            KvPool::F16(pool) => pool.bytes(),
+        }
+    }
+
+    /// Stores values from element `at` on.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes these elements at the same time.
+    pub unsafe fn store(&self, at: usize, values: &[f32]) {
+        let range = at..at + values.len();
+        match self {
+            // SAFETY: the caller's promise.
+            KvPool::F32(pool) => unsafe { pool.slice_mut(range) }.copy_from_slice(values),
+            KvPool::F16(pool) => {
+                // SAFETY: the caller's promise.
+                let halves = unsafe { pool.slice_mut(range) };
+                halves.iter_mut().zip(values).for_each(|(half, &value)| *half = formats::f32_to_f16(value));
+            }
+        }
+    }
+}
+
+/// What the lanes share besides the weights.
+pub(crate) struct Memory {
+    /// One per slot of the program's plan.
+    pub slots: Vec<Shared<f32>>,
+    pub keys: Vec<KvPool>,
+    pub values: Vec<KvPool>,
+    pub recurrent: Vec<Shared<f32>>,
+    /// The normed rows of the op that runs.
+    pub normed: Shared<f32>,
+    /// Whatever else the op that runs makes between its stages.
+    pub work: Shared<f32>,
+}
+
+/// What one lane has for itself while it runs an op; each part is as large as the op that needs most of it.
+pub(crate) struct LaneMemory {
+    /// One normed row.
+    pub normed: Shared<f32>,
+    /// A few rows of weights, decoded.
+    pub decoded: Shared<f32>,
+    /// The outputs of a few columns for all rows.
+    pub tile: Shared<f32>,
+    pub work: Shared<f32>,
+    pub words: Shared<u32>,
+}
+
+/// How much scratch the ops of a program need at most, in elements.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct ScratchSizes {
+    pub shared_normed: usize,
+    pub shared_work: usize,
+    pub normed: usize,
+    pub decoded: usize,
+    pub tile: usize,
+    pub work: usize,
+    pub words: usize,
+}
+
+impl LaneMemory {
+    pub fn zeroed(sizes: &ScratchSizes) -> Result<LaneMemory, BackendError> {
+        let floats = |len| Shared::zeroed(len, "scratch");
+        Ok(LaneMemory {
+            normed: floats(sizes.normed)?,
+            decoded: floats(sizes.decoded)?,
+            tile: floats(sizes.tile)?,
+            work: floats(sizes.work)?,
+            words: Shared::zeroed(sizes.words, "scratch")?,
+        })
+    }
+
+    pub fn bytes(&self) -> usize {
+        let floats = [&self.normed, &self.decoded, &self.tile, &self.work];
+        floats.iter().map(|s| s.bytes()).sum::<usize>() + self.words.bytes()
+    }
+}

@@ -1,0 +1,241 @@
+//! The CPU backend: one persistent team of threads walks the whole program, with a barrier after every stage.
+
+mod context;
+mod formats;
+mod math;
+mod memory;
+mod normed;
+mod pack;
+mod product;
+mod simd;
+mod team;
+mod vector;
+mod visits;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use exotherm_tensor::formats::f16_to_f32;
+
+use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place, check_batch};
+use crate::batch::{BLOCK, Batch};
+use crate::program::{Buf, KvId, Program, RecId, Rows};
+
+pub(crate) use context::{CpuOp, Ctx, Lane, Prepared};
+pub(crate) use memory::KvPool;
+pub(crate) use normed::NormedInput;
+pub(crate) use pack::{PackedMatrix, Packer, TILE, Table, Tiles, overlap};
+pub(crate) use product::Rows as InputRows;
+pub(crate) use simd::{Isa, Kernel, WIDTH};
+pub(crate) use vector::{activate, gate, mean_and_scale, normalize, shift_mix, soft_cap};
+pub(crate) use visits::Visits;
+pub(crate) use {math::exp, math::sigmoid, math::tanh};
+
+use memory::{LaneMemory, Memory, Shared};
+use simd::Level;
+use team::Team;
+
+/// More lanes than any machine has cores.
+const MAX_THREADS: usize = 1024;
+
+/// Computes on `threads` threads, of which the caller of `run` is one.
+pub struct CpuBackend {
+    threads: usize,
+    level: Level,
+    team: Mutex<Option<Arc<Team>>>,
+}
+
+impl CpuBackend {
+    pub fn new(threads: usize) -> CpuBackend {
+        let threads = threads.clamp(1, MAX_THREADS);
+        CpuBackend { threads, level: Level::best(), team: Mutex::new(None) }
+    }
+
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The team, started when it is first needed.
+    fn team(&self) -> Result<Arc<Team>, BackendError> {
+        let mut team = self.team.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(team) = &*team {
+            return Ok(team.clone());
+        }
+        // What a thread fails to start for is the memory of its stack or a limit on it.
+        let refused = |_| BackendError::Memory { what: "threads", bytes: self.threads << 21 };
+        Ok(team.insert(Arc::new(Team::start(self.threads).map_err(refused)?)).clone())
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
+        let team = self.team()?;
+        let mut packer = Packer::new(program, limits, &team);
+        let steps: Vec<_> =
+            program.ops().iter().map(|op| context::prepare(op, &mut packer)).collect::<Result<_, _>>()?;
+        let packed_bytes = packer.packed_bytes();
+        let sizes = packer.finish()?;
+        let memory = take_memory(program, limits, sizes.shared_normed, sizes.shared_work)?;
+        let lanes = (0..team.lanes()).map(|_| LaneMemory::zeroed(&sizes)).collect::<Result<_, _>>()?;
+        Ok(Box::new(CpuExecutor {
+            program: program.clone(),
+            limits: limits.clone(),
+            level: self.level,
+            team,
+            steps,
+            memory,
+            lanes,
+            packed_bytes,
+            rows: 0,
+            logit_rows: 0,
+        }))
+    }
+}
+
+fn take_memory(
+    program: &Program,
+    limits: &Limits,
+    normed: usize,
+    work: usize,
+) -> Result<Memory, BackendError> {
+    let product = |what, factors: &[usize]| {
+        let elements = factors.iter().try_fold(1usize, |product, &f| product.checked_mul(f));
+        elements.ok_or(BackendError::Memory { what, bytes: usize::MAX })
+    };
+    let rows_of = |rows| if rows == Rows::Batch { limits.rows } else { limits.logit_rows };
+    let slots = program.plan().slots().iter().map(|slot| {
+        let what = "activations";
+        Shared::zeroed(product(what, &[slot.width, rows_of(slot.rows)])?, what)
+    });
+    let pools = || {
+        let pool = |layer: &crate::KvLayer| {
+            let len = product("the KV cache", &[limits.blocks, BLOCK, layer.kv_heads, layer.head_dim])?;
+            KvPool::zeroed(limits.kv_type, len)
+        };
+        program.state().kv.iter().map(pool).collect::<Result<Vec<_>, _>>()
+    };
+    let recurrent = program.state().recurrent.iter().map(|&width| {
+        let what = "the recurrent state";
+        Shared::zeroed(product(what, &[width, limits.slots])?, what)
+    });
+    Ok(Memory {
+        slots: slots.collect::<Result<_, _>>()?,
+        keys: pools()?,
+        values: pools()?,
+        recurrent: recurrent.collect::<Result<_, _>>()?,
+        normed: Shared::zeroed(normed, "scratch")?,
+        work: Shared::zeroed(work, "scratch")?,
+    })
+}
+
+struct CpuExecutor {
+    program: Program,
+    limits: Limits,
+    level: Level,
+    team: Arc<Team>,
+    steps: Vec<Box<dyn CpuOp>>,
+    memory: Memory,
+    lanes: Vec<LaneMemory>,
+    packed_bytes: usize,
+    /// Of the last batch.
+    rows: usize,
+    logit_rows: usize,
+}
+
+impl Executor for CpuExecutor {
+    fn run(&mut self, batch: &Batch) -> Result<(), BackendError> {
+        self.run_ops(batch, 0..self.steps.len())
+    }
+
+    fn run_ops(&mut self, batch: &Batch, ops: Range<usize>) -> Result<(), BackendError> {
+        check_batch(&self.program, &self.limits, batch)?;
+        (self.rows, self.logit_rows) = (batch.rows(), batch.logit_rows().len());
+        if batch.rows() == 0 {
+            return Ok(());
+        }
+        let (steps, lanes) = (&self.steps[ops], &self.lanes);
+        let cx = Ctx { program: &self.program, batch, level: self.level, memory: &self.memory };
+        self.team.run(&|member| {
+            // SAFETY: every member has its own number, and `&mut self` keeps other runs away.
+            let mut lane = unsafe { Lane::new(member.id, member.of, &lanes[member.id]) };
+            for step in steps {
+                for stage in 0..step.stages(&cx) {
+                    step.run(stage, &cx, &mut lane);
+                    member.barrier();
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn logits(&self) -> &[f32] {
+        self.buffer_rows(self.program.logits())
+    }
+
+    fn memory(&self) -> MemoryUse {
+        let floats = |of: &[Shared<f32>]| of.iter().map(Shared::bytes).sum::<usize>();
+        let pools = |of: &[KvPool]| of.iter().map(KvPool::bytes).sum::<usize>();
+        let m = &self.memory;
+        let vectors = self.program.weight_bytes()
+            - self.program.matrices().iter().map(|matrix| matrix.bytes()).sum::<usize>();
+        let lanes: usize = self.lanes.iter().map(LaneMemory::bytes).sum();
+        MemoryUse {
+            weights: self.packed_bytes + vectors,
+            kv: pools(&m.keys) + pools(&m.values),
+            recurrent: floats(&m.recurrent),
+            scratch: floats(&m.slots) + m.normed.bytes() + m.work.bytes() + lanes,
+        }
+    }
+
+    fn read(&self, place: Place) -> Vec<f32> {
+        match place {
+            Place::Buffer(buf) => self.buffer_rows(buf).to_vec(),
+            Place::Keys(KvId(layer)) => pool_values(&self.memory.keys[layer as usize]),
+            Place::Values(KvId(layer)) => pool_values(&self.memory.values[layer as usize]),
+            Place::Recurrent(RecId(i)) => {
+                let state = &self.memory.recurrent[i as usize];
+                // SAFETY: no lane runs while the executor is borrowed here.
+                unsafe { state.slice(0..state.len()) }.to_vec()
+            }
+        }
+    }
+
+    fn write(&mut self, place: Place, values: &[f32]) {
+        match place {
+            Place::Buffer(buf) => {
+                let slot = self.program.plan().slot_of(buf).expect("only buffers of ops are written");
+                self.memory.slots[slot].as_slice()[..values.len()].copy_from_slice(values);
+            }
+            // SAFETY: `&mut self` keeps runs away.
+            Place::Keys(KvId(layer)) => unsafe { self.memory.keys[layer as usize].store(0, values) },
+            // SAFETY: as above.
+            Place::Values(KvId(layer)) => unsafe { self.memory.values[layer as usize].store(0, values) },
+            Place::Recurrent(RecId(i)) => {
+                self.memory.recurrent[i as usize].as_slice()[..values.len()].copy_from_slice(values);
+            }
+        }
+    }
+}
+
+impl CpuExecutor {
+    fn buffer_rows(&self, buf: Buf) -> &[f32] {
+        let spec = self.program.buffer(buf);
+        let rows = if spec.rows == Rows::Batch { self.rows } else { self.logit_rows };
+        let slot = self.program.plan().slot_of(buf).expect("only buffers of ops are read");
+        // SAFETY: no lane runs while the executor is borrowed here.
+        unsafe { self.memory.slots[slot].slice(0..rows * spec.width) }
+    }
+}
+
+fn pool_values(pool: &KvPool) -> Vec<f32> {
+    // SAFETY: no lane runs while the executor is borrowed by the caller.
+    match pool {
+        KvPool::F32(pool) => unsafe { pool.slice(0..pool.len()) }.to_vec(),
+        // SAFETY: as above.
+        KvPool::F16(pool) => unsafe { pool.slice(0..pool.len()) }.iter().map(|&h| f16_to_f32(h)).collect(),
+    }
+}

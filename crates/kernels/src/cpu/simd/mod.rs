@@ -1,0 +1,181 @@
+//! Vectors of sixteen floats at the instruction levels a processor may have.
+//!
+//! A kernel is written once, generic over [`Isa`], and compiled once per level; which one runs is found out when
+//! the backend is made. The order of every sum is the same at every level; only whether a product is rounded before
+//! it is added depends on the level.
+
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub(crate) use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+/// Elements of a vector. Element `i` of a row always goes to lane `i % WIDTH`.
+pub(crate) const WIDTH: usize = 16;
+
+/// What a kernel is written in. A value of an implementing type proves that the processor has its instructions.
+pub(crate) trait Isa: Copy {
+    type V: Copy;
+    /// Whether the processor has registers for sixteen vectors of sums and more.
+    const MANY_REGISTERS: bool;
+
+    fn splat(self, value: f32) -> Self::V;
+    fn load(self, from: &[f32; WIDTH]) -> Self::V;
+    fn store(self, value: Self::V, to: &mut [f32; WIDTH]);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a · b + c, rounded once where the level can.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The sum of all lanes: lane i with lane i + 8, then + 4, + 2, + 1.
+    fn sum(self, v: Self::V) -> f32;
+    fn from_half(self, bits: u16) -> f32;
+    fn splat_half(self, bits: u16) -> Self::V;
+    fn from_halves(self, bits: &[u16; WIDTH]) -> Self::V;
+    fn from_bf16(self, bits: &[u16; WIDTH]) -> Self::V;
+    fn from_i8(self, bytes: &[u8; WIDTH]) -> Self::V;
+    /// The low and the high nibbles, each passed through `value`. (A level may make a table of its sixteen results.)
+    fn nibbles(self, bytes: &[u8; WIDTH], value: impl Fn(Self::V) -> Self::V) -> (Self::V, Self::V);
+
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+
+    /// Elements `at..at + 16`, with zeros past the end of the slice.
+    #[inline(always)]
+    fn load_at(self, from: &[f32], at: usize) -> Self::V {
+        match from[at..].first_chunk() {
+            Some(chunk) => self.load(chunk),
+            None => {
+                let mut chunk = [0.0; WIDTH];
+                chunk[..from.len() - at].copy_from_slice(&from[at..]);
+                self.load(&chunk)
+            }
+        }
+    }
+
+    /// Stores to elements `at..at + 16`, as far as the slice goes.
+    #[inline(always)]
+    fn store_at(self, value: Self::V, to: &mut [f32], at: usize) {
+        match to[at..].first_chunk_mut() {
+            Some(chunk) => self.store(value, chunk),
+            None => {
+                let mut chunk = [0.0; WIDTH];
+                self.store(value, &mut chunk);
+                let rest = to.len() - at;
+                to[at..].copy_from_slice(&chunk[..rest]);
+            }
+        }
+    }
+
+    /// The dot product of two slices of one length: lane by lane, then the lanes' sum.
+    #[inline(always)]
+    fn dot(self, a: &[f32], b: &[f32]) -> f32 {
+        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<WIDTH>(), b.as_chunks::<WIDTH>());
+        let mut sums = self.zero();
+        for (a, b) in a.iter().zip(b) {
+            sums = self.fma(self.load(a), self.load(b), sums);
+        }
+        if !a_rest.is_empty() {
+            sums = self.fma(self.load_at(a_rest, 0), self.load_at(b_rest, 0), sums);
+        }
+        self.sum(sums)
+    }
+}
+
+/// Work to be compiled for every level. `run` and what it calls must be `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Out;
+    fn run<I: Isa>(self, isa: I) -> Self::Out;
+}
+
+/// The instruction level that kernels run at.
+#[derive(Clone, Copy)]
+pub(crate) enum Level {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+impl Level {
+    /// All levels that this processor has, the best last.
+    pub fn available() -> impl Iterator<Item = Level> {
+        let levels = [
+            Some(Level::Portable(Portable)),
+            #[cfg(target_arch = "x86_64")]
+            Avx2::detect().map(Level::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Avx512::detect().map(Level::Avx512),
+        ];
+        levels.into_iter().flatten()
+    }
+
+    pub fn best() -> Level {
+        Level::available().last().unwrap_or(Level::Portable(Portable))
+    }
+
+    #[inline(always)]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        match self {
+            Level::Portable(isa) => kernel.run(isa),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(isa) => isa.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(isa) => isa.run(kernel),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use exotherm_tensor::formats::{bf16_to_f32, f16_to_f32};
+
+    struct Everything;
+
+    impl Kernel for Everything {
+        type Out = ();
+
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) {
+            let values = |v: I::V| {
+                let mut out = [0.0; WIDTH];
+                isa.store(v, &mut out);
+                out
+            };
+            for first in (0..=u16::MAX).step_by(WIDTH) {
+                let bits: [u16; WIDTH] = std::array::from_fn(|i| first + i as u16);
+                let same = |a: [f32; WIDTH], b: [f32; WIDTH]| {
+                    assert_eq!(a.map(f32::to_bits), b.map(f32::to_bits), "from {first:#x}");
+                };
+                same(values(isa.from_halves(&bits)), bits.map(f16_to_f32));
+                same(bits.map(|b| isa.from_half(b)), bits.map(f16_to_f32));
+                same(values(isa.splat_half(first)), [f16_to_f32(first); WIDTH]);
+                same(values(isa.from_bf16(&bits)), bits.map(bf16_to_f32));
+            }
+            let bytes: [u8; WIDTH] = std::array::from_fn(|i| (i * 37 + 200) as u8);
+            assert_eq!(values(isa.from_i8(&bytes)), bytes.map(|b| f32::from(b as i8)));
+            let (low, high) = isa.nibbles(&bytes, |q| isa.add(isa.mul(isa.splat(0.1), q), isa.splat(0.7)));
+            assert_eq!(values(low), bytes.map(|b| 0.1 * f32::from(b & 15) + 0.7));
+            assert_eq!(values(high), bytes.map(|b| 0.1 * f32::from(b >> 4) + 0.7));
+            let terms: [f32; WIDTH] =
+                std::array::from_fn(|i| (i as f32 * 1.7).sin() * 10f32.powi(i as i32 % 5));
+            let mut tree = terms.to_vec();
+            while tree.len() > 1 {
+                let half = tree.split_off(tree.len() / 2);
+                tree.iter_mut().zip(half).for_each(|(a, b)| *a += b);
+            }
+            assert_eq!(isa.sum(isa.load(&terms)), tree[0]);
+            assert_eq!(values(isa.load_at(&terms, 13))[..4], [terms[13], terms[14], terms[15], 0.0]);
+        }
+    }
+
+    #[test]
+    fn every_level_does_the_same() {
+        Level::available().for_each(|level| level.run(Everything));
+    }
+}

@@ -1,0 +1,83 @@
+//! Arrays, for processors without a level of their own. The compiler makes vectors of them as far as it can.
+
+use exotherm_tensor::formats::{bf16_to_f32, f16_to_f32};
+
+use super::{Isa, WIDTH};
+
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+/// A fused product and sum is a library call where the target has no instruction for it.
+const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+
+impl Isa for Portable {
+    type V = [f32; WIDTH];
+    const MANY_REGISTERS: bool = false;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::V {
+        [value; WIDTH]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; WIDTH]) -> Self::V {
+        *from
+    }
+
+    #[inline(always)]
+    fn store(self, value: Self::V, to: &mut [f32; WIDTH]) {
+        *to = value;
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        std::array::from_fn(|i| if FUSED { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] })
+    }
+
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        let eight: [f32; 8] = std::array::from_fn(|i| v[i] + v[i + 8]);
+        let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+        (four[0] + four[2]) + (four[1] + four[3])
+    }
+
+    #[inline(always)]
+    fn from_half(self, bits: u16) -> f32 {
+        f16_to_f32(bits)
+    }
+
+    #[inline(always)]
+    fn splat_half(self, bits: u16) -> Self::V {
+        [f16_to_f32(bits); WIDTH]
+    }
+
+    #[inline(always)]
+    fn from_halves(self, bits: &[u16; WIDTH]) -> Self::V {
+        bits.map(f16_to_f32)
+    }
+
+    #[inline(always)]
+    fn from_bf16(self, bits: &[u16; WIDTH]) -> Self::V {
+        bits.map(bf16_to_f32)
+    }
+
+    #[inline(always)]
+    fn from_i8(self, bytes: &[u8; WIDTH]) -> Self::V {
+        bytes.map(|b| f32::from(b as i8))
+    }
+
+    #[inline(always)]
+    fn nibbles(self, bytes: &[u8; WIDTH], value: impl Fn(Self::V) -> Self::V) -> (Self::V, Self::V) {
+        (value(bytes.map(|b| f32::from(b & 15))), value(bytes.map(|b| f32::from(b >> 4))))
+    }
+}

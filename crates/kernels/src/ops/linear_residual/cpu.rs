@@ -1,0 +1,65 @@
+use std::sync::Arc;
+
+use super::LinearResidual;
+use crate::cpu::{CpuOp, Ctx, Lane, PackedMatrix, Packer, Prepared, normalize};
+
+struct Step {
+    op: LinearResidual,
+    weight: Arc<PackedMatrix>,
+}
+
+pub(crate) fn prepare(op: &LinearResidual, packer: &mut Packer) -> Prepared {
+    let weight = packer.matrix(op.weight)?;
+    if op.post_norm.is_some() {
+        packer.need(|s| &mut s.shared_work, &[weight.n_out(), packer.max_rows()]);
+        packer.need(|s| &mut s.normed, &[weight.n_out()]);
+    }
+    Ok(Box::new(Step { op: op.clone(), weight }))
+}
+
+impl CpuOp for Step {
+    fn stages(&self, _cx: &Ctx) -> usize {
+        1 + usize::from(self.op.post_norm.is_some())
+    }
+
+    fn run(&self, stage: usize, cx: &Ctx, lane: &mut Lane) {
+        if stage == 1 {
+            return self.add_normed(cx, lane);
+        }
+        let width = self.weight.n_out();
+        let bias = self.op.bias.map(|b| cx.vector(b));
+        // SAFETY: the op does not write its input.
+        let x = unsafe { cx.rows(self.op.x) };
+        let columns = lane.columns(width);
+        self.weight.for_products(cx.level, columns, x, &mut lane.tiles, |row, first, products| {
+            if let Some(bias) = bias {
+                products.iter_mut().zip(&bias[first..]).for_each(|(p, b)| *p += b);
+            }
+            let part = first..first + products.len();
+            if self.op.post_norm.is_some() {
+                let at = row * width;
+                // SAFETY: these columns are this lane's.
+                let out = unsafe { cx.memory.work.slice_mut(at + part.start..at + part.end) };
+                return out.copy_from_slice(products);
+            }
+            // SAFETY: these columns are this lane's.
+            let residual = unsafe { cx.columns(self.op.residual, row, part) };
+            residual.iter_mut().zip(products).for_each(|(r, p)| *r += *p);
+        });
+    }
+}
+
+impl Step {
+    fn add_normed(&self, cx: &Ctx, lane: &mut Lane) {
+        let (Some(norm), width) = (&self.op.post_norm, self.weight.n_out()) else { return };
+        for row in lane.items(cx.batch.rows()) {
+            // SAFETY: written in the stage before.
+            let y = unsafe { cx.memory.work.slice(row * width..(row + 1) * width) };
+            let normed = &mut lane.normed[..width];
+            normalize(cx.level, cx.program, norm, y, normed);
+            // SAFETY: each row is written by one lane.
+            let residual = unsafe { cx.row_mut(self.op.residual, row) };
+            residual.iter_mut().zip(normed).for_each(|(r, y)| *r += *y);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+use std::sync::Arc;
+
+use super::MoeDown;
+use crate::cpu::{CpuOp, Ctx, InputRows, Lane, PackedMatrix, Packer, Prepared, TILE, Visits};
+
+struct Step {
+    op: MoeDown,
+    down: Arc<PackedMatrix>,
+}
+
+pub(crate) fn prepare(op: &MoeDown, packer: &mut Packer) -> Prepared {
+    Visits::need(packer, op.experts, op.top_k);
+    packer.need(|s| &mut s.work, &[TILE, op.top_k, packer.max_rows()]);
+    Ok(Box::new(Step { op: op.clone(), down: packer.matrix(op.down)? }))
+}
+
+impl CpuOp for Step {
+    fn stages(&self, _cx: &Ctx) -> usize {
+        1
+    }
+
+    /// A few columns at a time: first the products of every expert, then their sum in the order of the routes.
+    fn run(&self, _stage: usize, cx: &Ctx, lane: &mut Lane) {
+        let (top_k, width) = (self.op.top_k, cx.program.buffer(self.op.residual).width);
+        let columns = lane.columns(width);
+        // SAFETY: the op writes neither of its inputs.
+        let (hidden, routes) = unsafe { (cx.rows(self.op.hidden), cx.rows(self.op.routes)) };
+        // The hidden rows of all choices lie one after another.
+        let hidden = hidden.split(top_k);
+        let visits = Visits::sorted(routes, top_k, self.op.experts, lane.words);
+        for first in columns.clone().step_by(TILE) {
+            let n = TILE.min(columns.end - first);
+            for expert in 0..self.op.experts {
+                let (rows, choices) = visits.of(expert);
+                if rows.is_empty() {
+                    continue;
+                }
+                let from = expert * width + first;
+                let tile = &mut lane.tiles.tile[..rows.len() * n];
+                let x: InputRows = hidden.picked(visits.pairs(expert));
+                self.down.product(cx.level, from..from + n, x, lane.tiles.decoded, tile);
+                for ((&row, &choice), y) in rows.iter().zip(choices).zip(tile.chunks_exact(n)) {
+                    let pair = row as usize * top_k + choice as usize;
+                    lane.work[pair * n..][..n].copy_from_slice(y);
+                }
+            }
+            for (row, products) in lane.work.chunks_exact(top_k * n).take(cx.batch.rows()).enumerate() {
+                // SAFETY: these columns are this lane's.
+                let residual = unsafe { cx.columns(self.op.residual, row, first..first + n) };
+                add_weighted(residual, &routes.row(row)[top_k..], products);
+            }
+        }
+    }
+}
+
+fn add_weighted(residual: &mut [f32], weights: &[f32], products: &[f32]) {
+    let n = residual.len();
+    for (c, residual) in residual.iter_mut().enumerate() {
+        let sum: f32 =
+            weights.iter().enumerate().map(|(choice, weight)| weight * products[choice * n + c]).sum();
+        *residual += sum;
+    }
+}

@@ -1,0 +1,72 @@
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::NormLinear;
+use crate::cpu::{
+    CpuOp, Ctx, InputRows, Lane, NormedInput, PackedMatrix, Packer, Prepared, TILE, activate, gate,
+};
+
+struct Step {
+    op: NormLinear,
+    input: NormedInput,
+    weight: Arc<PackedMatrix>,
+}
+
+pub(crate) fn prepare(op: &NormLinear, packer: &mut Packer) -> Prepared {
+    let input = NormedInput::new(op.x, op.norm, packer);
+    Ok(Box::new(Step { op: op.clone(), input, weight: packer.matrix(op.weight)? }))
+}
+
+impl CpuOp for Step {
+    fn stages(&self, cx: &Ctx) -> usize {
+        self.input.stages(cx) + 1
+    }
+
+    fn run(&self, stage: usize, cx: &Ctx, lane: &mut Lane) {
+        if stage < self.input.stages(cx) {
+            return self.input.normalize(cx, lane);
+        }
+        let columns = lane.columns(cx.program.buffer(self.op.out).width);
+        let x = self.input.rows(cx, lane.normed);
+        if self.op.activation.is_gated() {
+            return self.gated(cx, columns, x, &mut lane.tiles);
+        }
+        let bias = self.op.bias.map(|b| cx.vector(b));
+        self.weight.for_products(cx.level, columns, x, &mut lane.tiles, |row, first, products| {
+            add(products, bias, first);
+            activate(cx.level, self.op.activation, products);
+            // SAFETY: these columns are this lane's.
+            let out = unsafe { cx.columns(self.op.out, row, first..first + products.len()) };
+            out.copy_from_slice(products);
+        });
+    }
+}
+
+impl Step {
+    /// The gates of a few columns and the ups that belong to them, then what they make together.
+    fn gated(&self, cx: &Ctx, columns: Range<usize>, x: InputRows, tiles: &mut crate::cpu::Tiles) {
+        let half = self.weight.n_out() / 2;
+        let bias = self.op.bias.map(|b| cx.vector(b));
+        for first in columns.clone().step_by(TILE) {
+            let part = first..(first + TILE).min(columns.end);
+            let (n, ups_part) = (part.len(), part.start + half..part.end + half);
+            let (gates, rest) = tiles.tile.split_at_mut(x.len() * n);
+            let ups = &mut rest[..x.len() * n];
+            self.weight.product(cx.level, part.clone(), x, tiles.decoded, gates);
+            self.weight.product(cx.level, ups_part, x, tiles.decoded, ups);
+            for (row, (gates, ups)) in gates.chunks_exact_mut(n).zip(ups.chunks_exact_mut(n)).enumerate() {
+                add(gates, bias, first);
+                add(ups, bias, first + half);
+                // SAFETY: these columns are this lane's.
+                let out = unsafe { cx.columns(self.op.out, row, part.clone()) };
+                gate(cx.level, self.op.activation, gates, ups, out);
+            }
+        }
+    }
+}
+
+fn add(products: &mut [f32], bias: Option<&[f32]>, first: usize) {
+    if let Some(bias) = bias {
+        products.iter_mut().zip(&bias[first..]).for_each(|(p, b)| *p += b);
+    }
+}
