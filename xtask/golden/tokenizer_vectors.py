@@ -21,9 +21,10 @@ import tokenizers
 OUT = pathlib.Path(__file__).parents[2] / "crates/tokenizer/tests/data/vectors.json"
 
 # One name for each family of patterns.
-PRE = ["default", "gpt-2", "falcon", "smollm", "llama-bpe", "glm4", "qwen2", "qwen35", "deepseek-coder", "deepseek-v3"]
-# llama.cpp approximates the letter cases of these two by ASCII; the texts keep to where that makes no difference.
-CASED = ["tekken", "gpt-4o"]
+PRE = ["default", "gpt-2", "falcon", "smollm", "llama-bpe", "glm4", "qwen2", "qwen35", "deepseek-v3"]
+# llama.cpp approximates the classes of the first two (letter case by ASCII, no marks), and reads every white space beyond ASCII as U+000B
+# for patterns without classes, as the third has one. Their texts keep to where that makes no difference.
+CASED = ["tekken", "gpt-4o", "deepseek-coder"]
 
 CORPUS = """The quick brown fox jumps over the lazy dog. I'm sure you're right; he'll see that we've won, isn't it?
 IT'S 2024-05-17 and 12345678 + 90 = 12345768, about 3.14159 or 1,000,000 $ and 50% <= 100%.
@@ -47,7 +48,7 @@ TEXTS = [
     "'''quotes''' \"x\" \u201cy\u201d", "\U00020000\U0002a6df\ue000", "\u2581\u2581x\u2581y", "<0x0A> <0xFF>", "...", "a\rb\r",
     "<s></s><unk>", "The quick brown fox. It isn't 2024!\n",
 ]
-CASED_TEXTS = ["getHTTPResponse camelCase UPPER lower Mixed", "Don'T stop 123456 I'm", "a/b//c\n\n/x", "  Two  Words\n"]
+CASED_TEXTS = ["getHTTPResponse camelCase UPPER lower Mixed", "Don'T stop 123456 I'm", "a/b//c\n\n/x", "  Two  Words\n", "世界。中文a1\r\n 12", "\tx  (y)"]
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
 USER_DEFINED = ["<tag>", "</tag>", "<tag>x"]
 

@@ -1,0 +1,286 @@
+//! Bounds on what a chat template may do.
+//!
+//! minijinja bounds the steps and the depth, but not the size of the texts: twenty assignments of `x ~ x` make a million
+//! times the text, a hundred more than there is memory. So every value that a template binds to a name (`set`, `for`,
+//! `with`, macro parameters) passes through [`FILTER`], which refuses a text that is too long and counts them all
+//! together; and the filters and methods that can multiply a text are replaced by ones that look first.
+
+use std::cell::Cell;
+
+use minijinja::value::{Kwargs, Rest, Value, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State, filters};
+
+/// The longest text a template may build or write.
+pub(crate) const TEXT_LIMIT: usize = 16 << 20;
+/// The longest list a filter may unfold.
+const ITEM_LIMIT: usize = 1 << 20;
+/// All bound texts of one rendering together.
+const BUDGET: usize = 512 << 20;
+const FILTER: &str = "__bounded";
+
+thread_local! {
+    static SPENT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Runs a rendering with a fresh budget.
+pub(crate) fn with_budget<T>(render: impl FnOnce() -> T) -> T {
+    SPENT.set(0);
+    render()
+}
+
+fn too_large(what: &str) -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("the template makes {what}"))
+}
+
+pub(crate) fn check_text(bytes: usize) -> Result<(), Error> {
+    if bytes > TEXT_LIMIT {
+        return Err(too_large(&format!("a text of more than {TEXT_LIMIT} bytes")));
+    }
+    Ok(())
+}
+
+fn bounded(value: &Value) -> Result<Value, Error> {
+    let text_len = |value: &Value| value.as_str().map_or(0, str::len);
+    let mut bytes = text_len(value);
+    if value.kind() == ValueKind::Seq
+        && let Some(last) = value.len().and_then(|len| len.checked_sub(1))
+    {
+        // A list grows at its end; what came before was counted when it came.
+        bytes = value.get_item_by_index(last).map_or(0, |item| text_len(&item));
+    }
+    check_text(bytes)?;
+    let spent = SPENT.get().saturating_add(bytes);
+    SPENT.set(spent);
+    if spent > BUDGET {
+        return Err(too_large(&format!("texts of more than {BUDGET} bytes together")));
+    }
+    Ok(value.clone())
+}
+
+pub(crate) fn add_builtins(environment: &mut Environment<'_>) {
+    environment.add_filter(FILTER, bounded);
+    environment.add_filter("list", |state: &mut State, value: Value| {
+        check_items(&value)?;
+        filters::list(state, value)
+    });
+    environment.add_filter("sort", |state: &mut State, value: Value, options: Kwargs| {
+        check_items(&value)?;
+        filters::sort(state, value, options)
+    });
+    environment.add_filter("join", join);
+    environment.add_filter("replace", |text: &str, from: &str, to: &str| replace(text, from, to, None));
+    environment.add_filter(
+        "indent",
+        |text: &str, width: Option<usize>, rest: Rest<Value>, options: Kwargs| {
+            let width = width.or(options.get("width")?).unwrap_or(4);
+            let flag = |at: usize, name: &str| -> Result<bool, Error> {
+                let named: Option<bool> = options.get(name)?;
+                Ok(rest.get(at).map(Value::is_true).or(named).unwrap_or(false))
+            };
+            let (first, blank) = (flag(0, "first")?, flag(1, "blank")?);
+            options.assert_all_used()?;
+            indent(text, width, first, blank)
+        },
+    );
+    environment.set_unknown_method_callback(method);
+}
+
+fn check_items(value: &Value) -> Result<(), Error> {
+    match value.len() {
+        Some(len) if len > ITEM_LIMIT => Err(too_large(&format!("a list of more than {ITEM_LIMIT} items"))),
+        _ => Ok(()),
+    }
+}
+
+fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    match (name, value.as_str(), args) {
+        ("replace", Some(text), [from, to, rest @ ..]) if rest.len() <= 1 => {
+            let count = rest.first().map(|count| i64::try_from(count.clone())).transpose()?;
+            let (Some(from), Some(to)) = (from.as_str(), to.as_str()) else {
+                return minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args);
+            };
+            replace(text, from, to, count)
+        }
+        ("join", Some(glue), [list]) => {
+            join(list, Some(glue), Kwargs::from_iter(Vec::<(&str, Value)>::new()))
+        }
+        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
+    }
+}
+
+fn replace(text: &str, from: &str, to: &str, count: Option<i64>) -> Result<Value, Error> {
+    let limit = count.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
+    let found = text.matches(from).count().min(limit);
+    check_text(text.len().saturating_add(found.saturating_mul(to.len())))?;
+    Ok(Value::from(text.replacen(from, to, limit)))
+}
+
+fn join(list: &Value, glue: Option<&str>, options: Kwargs) -> Result<Value, Error> {
+    let attribute: Option<String> = options.get("attribute")?;
+    options.assert_all_used()?;
+    let mut text = String::new();
+    for (index, item) in list.try_iter()?.enumerate() {
+        if index > 0 {
+            text.push_str(glue.unwrap_or(""));
+        }
+        let item = match &attribute {
+            Some(name) => item.get_attr(name)?,
+            None => item,
+        };
+        match item.as_str() {
+            Some(part) => text.push_str(part),
+            None => text.push_str(&item.to_string()),
+        }
+        check_text(text.len())?;
+    }
+    Ok(Value::from(text))
+}
+
+fn indent(text: &str, width: usize, first: bool, blank: bool) -> Result<Value, Error> {
+    let lines = text.matches('\n').count() + 1;
+    check_text(text.len().saturating_add(lines.saturating_mul(width)))?;
+    let pad = " ".repeat(width);
+    let mut indented = String::new();
+    for (number, line) in text.split('\n').enumerate() {
+        if number > 0 {
+            indented.push('\n');
+        }
+        if (number > 0 || first) && (blank || number == 0 || !line.is_empty()) {
+            indented.push_str(&pad);
+        }
+        indented.push_str(line);
+    }
+    Ok(Value::from(indented))
+}
+
+/// Sends every value that gets a name through [`FILTER`], and takes out Hugging Face's `{% generation %}` marks, which
+/// matter for training only.
+pub(crate) fn rewrite(source: &str) -> String {
+    let mut rewritten = String::with_capacity(source.len() * 2);
+    let mut rest = source;
+    while let Some(at) = rest.find('{') {
+        let (before, tag) = rest.split_at(at);
+        rewritten.push_str(before);
+        let len = match tag.as_bytes().get(1) {
+            Some(b'#') => tag.find("#}").map(|end| end + 2),
+            Some(b'{') => tag_len(tag, "}}"),
+            Some(b'%') => tag_len(tag, "%}"),
+            _ => Some(1),
+        };
+        let Some(len) = len else {
+            // An unclosed tag: the parser will say so.
+            rewritten.push_str(tag);
+            return rewritten;
+        };
+        let (tag, after) = tag.split_at(len);
+        rest = after;
+        if !tag.starts_with("{%") {
+            rewritten.push_str(tag);
+        } else if inner(tag).1 == "raw" {
+            let end = after.find("endraw").unwrap_or(after.len());
+            rewritten.push_str(tag);
+            rewritten.push_str(&after[..end]);
+            rest = &after[end..];
+        } else {
+            rewritten.push_str(&rewrite_tag(tag));
+        }
+    }
+    rewritten.push_str(rest);
+    rewritten
+}
+
+/// The length of a tag up to and with `close`, which does not count within quotes.
+fn tag_len(tag: &str, close: &str) -> Option<usize> {
+    let mut quote = None;
+    let mut escaped = false;
+    for (at, c) in tag.char_indices().skip(2) {
+        match quote {
+            Some(_) if escaped => escaped = false,
+            Some(_) if c == '\\' => escaped = true,
+            Some(open) if c == open => quote = None,
+            Some(_) => {}
+            None if c == '\'' || c == '"' => quote = Some(c),
+            None if tag[at..].starts_with(close) => return Some(at + close.len()),
+            None => {}
+        }
+    }
+    None
+}
+
+/// A block tag's opening mark, content and closing mark: `{%-`, `set x = 1`, `%}`.
+fn inner(tag: &str) -> (&str, &str, &str) {
+    let open = if tag[2..].starts_with(['-', '+']) { 3 } else { 2 };
+    let body = &tag[open..tag.len() - 2];
+    let body = body.strip_suffix(['-', '+']).unwrap_or(body);
+    (&tag[..open], body.trim(), &tag[open + body.len()..])
+}
+
+fn rewrite_tag(tag: &str) -> String {
+    let (open, body, close) = inner(tag);
+    let (keyword, arguments) = body.split_once(|c: char| c.is_whitespace()).unwrap_or((body, ""));
+    match keyword {
+        "generation" => format!("{open} if true {close}"),
+        "endgeneration" => format!("{open} endif {close}"),
+        "set" => match top_level(arguments, '=') {
+            Some(at) if !arguments[at + 1..].trim().is_empty() => {
+                format!("{open} set {}= ({})|{FILTER} {close}", &arguments[..at], &arguments[at + 1..])
+            }
+            // Nothing to bind: the parser will say so.
+            Some(_) => tag.to_owned(),
+            None => format!("{open} {body} | {FILTER} {close}"),
+        },
+        "for" => {
+            let targets = arguments.split(" in ").next().unwrap_or("");
+            bind_again(tag, close, targets.split(','))
+        }
+        "with" => bind_again(tag, close, arguments.split(',').filter_map(|a| Some(a.split_once('=')?.0))),
+        "macro" => {
+            let parameters = arguments.split_once('(').map_or("", |(_, rest)| rest);
+            let parameters = parameters.rsplit_once(')').map_or("", |(list, _)| list);
+            bind_again(tag, close, parameters.split(',').filter_map(|p| p.split('=').next()))
+        }
+        _ => tag.to_owned(),
+    }
+}
+
+/// The tag, and after it each of its names set to its own value, bounded.
+fn bind_again<'a>(tag: &str, close: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let mut text = tag.to_owned();
+    let is_name = |name: &&str| {
+        !name.is_empty()
+            && !name.starts_with(|c: char| c.is_ascii_digit())
+            && name.chars().all(|c| c.is_alphanumeric() || c == '_')
+    };
+    for name in names.map(|name| name.trim().trim_matches(['(', ')', ' '])).filter(is_name) {
+        let open = if close.starts_with('-') { "{%-" } else { "{%" };
+        text.push_str(&format!("{open} set {name} = {name}|{FILTER} {close}"));
+    }
+    text
+}
+
+/// Where `wanted` stands alone: outside of quotes and brackets, and not part of `==`, `!=`, `<=` or `>=`.
+fn top_level(text: &str, wanted: char) -> Option<usize> {
+    let mut quote = None;
+    let mut depth = 0i32;
+    let mut before = ' ';
+    let mut escaped = false;
+    for (at, c) in text.char_indices() {
+        match quote {
+            Some(_) if escaped => escaped = false,
+            Some(_) if c == '\\' => escaped = true,
+            Some(open) if c == open => quote = None,
+            Some(_) => {}
+            None => match c {
+                '\'' | '"' => quote = Some(c),
+                '(' | '[' | '{' => depth += 1,
+                ')' | ']' | '}' => depth -= 1,
+                c if c == wanted && depth == 0 && !matches!(before, '=' | '!' | '<' | '>') => {
+                    return (!text[at + 1..].starts_with('=')).then_some(at);
+                }
+                _ => {}
+            },
+        }
+        before = c;
+    }
+    None
+}
