@@ -110,7 +110,6 @@ impl<'a> Ctx<'a> {
     ///
     /// # Safety
     /// No other lane reads or writes them in this stage, and this one through no other slice.
-    #[expect(clippy::mut_from_ref, reason = "lanes share the memory and write disjoint parts of it")]
     pub unsafe fn columns(&self, buf: Buf, row: usize, columns: Range<usize>) -> &'a mut [f32] {
         let at = row * self.program.buffer(buf).width;
         // SAFETY: the caller's promise.
@@ -121,7 +120,6 @@ impl<'a> Ctx<'a> {
     ///
     /// # Safety
     /// As for `columns`.
-    #[expect(clippy::mut_from_ref, reason = "lanes share the memory and write disjoint parts of it")]
     pub unsafe fn row_mut(&self, buf: Buf, row: usize) -> &'a mut [f32] {
         // SAFETY: the caller's promise.
         unsafe { self.columns(buf, row, 0..self.program.buffer(buf).width) }
@@ -131,7 +129,6 @@ impl<'a> Ctx<'a> {
     ///
     /// # Safety
     /// As for `columns`.
-    #[expect(clippy::mut_from_ref, reason = "lanes share the memory and write disjoint parts of it")]
     pub unsafe fn state(&self, id: RecId, span: &Span, part: Range<usize>) -> &'a mut [f32] {
         let at = span.slot as usize * self.program.state().recurrent[id.0 as usize];
         // SAFETY: the caller's promise.

@@ -55,6 +55,11 @@ impl CpuBackend {
         self.threads
     }
 
+    /// The instruction level that kernels run at, found out on this processor.
+    pub fn level(&self) -> &'static str {
+        self.level.name()
+    }
+
     /// The team, started when it is first needed.
     fn team(&self) -> Result<Arc<Team>, BackendError> {
         let mut team = self.team.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,7 +82,7 @@ impl Backend for CpuBackend {
         let mut packer = Packer::new(program, limits, &team);
         let steps: Vec<_> =
             program.ops().iter().map(|op| context::prepare(op, &mut packer)).collect::<Result<_, _>>()?;
-        let packed_bytes = packer.packed_bytes();
+        let matrix_bytes = packer.matrix_bytes();
         let sizes = packer.finish()?;
         let memory = take_memory(program, limits, sizes.shared_normed, sizes.shared_work)?;
         let lanes = (0..team.lanes()).map(|_| LaneMemory::zeroed(&sizes)).collect::<Result<_, _>>()?;
@@ -89,7 +94,7 @@ impl Backend for CpuBackend {
             steps,
             memory,
             lanes,
-            packed_bytes,
+            matrix_bytes,
             rows: 0,
             logit_rows: 0,
         }))
@@ -140,7 +145,7 @@ struct CpuExecutor {
     steps: Vec<Box<dyn CpuOp>>,
     memory: Memory,
     lanes: Vec<LaneMemory>,
-    packed_bytes: usize,
+    matrix_bytes: usize,
     /// Of the last batch.
     rows: usize,
     logit_rows: usize,
@@ -184,7 +189,7 @@ impl Executor for CpuExecutor {
             - self.program.matrices().iter().map(|matrix| matrix.bytes()).sum::<usize>();
         let lanes: usize = self.lanes.iter().map(LaneMemory::bytes).sum();
         MemoryUse {
-            weights: self.packed_bytes + vectors,
+            weights: self.matrix_bytes + vectors,
             kv: pools(&m.keys) + pools(&m.values),
             recurrent: floats(&m.recurrent),
             scratch: floats(&m.slots) + m.normed.bytes() + m.work.bytes() + lanes,
@@ -232,10 +237,25 @@ impl CpuExecutor {
 }
 
 fn pool_values(pool: &KvPool) -> Vec<f32> {
-    // SAFETY: no lane runs while the executor is borrowed by the caller.
     match pool {
+        // SAFETY: no lane runs while the executor is borrowed by the caller.
         KvPool::F32(pool) => unsafe { pool.slice(0..pool.len()) }.to_vec(),
         // SAFETY: as above.
         KvPool::F16(pool) => unsafe { pool.slice(0..pool.len()) }.iter().map(|&h| f16_to_f32(h)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::{OPS, check_op};
+
+    /// The suite outside runs at the best level alone.
+    #[test]
+    fn every_level_conforms() {
+        for level in Level::available() {
+            let backend = CpuBackend { level, ..CpuBackend::new(2) };
+            OPS.iter().for_each(|op| check_op(&backend, op));
+        }
     }
 }

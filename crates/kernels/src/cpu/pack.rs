@@ -270,7 +270,9 @@ impl<'a> Packer<'a> {
         }
     }
 
-    pub fn packed_bytes(&self) -> usize {
-        self.packed.iter().flatten().map(|m| m.bytes.bytes()).sum()
+    /// Bytes of the matrices: as packed, or as they are where they were left in place.
+    pub fn matrix_bytes(&self) -> usize {
+        let matrices = self.packed.iter().zip(self.program.matrices());
+        matrices.map(|(packed, m)| packed.as_ref().map_or_else(|| m.bytes(), |p| p.bytes.bytes())).sum()
     }
 }

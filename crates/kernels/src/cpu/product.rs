@@ -107,6 +107,12 @@ struct Decode<'a> {
     out: &'a mut [f32],
 }
 
+/// Decodes rows of whole vectors.
+#[cfg(test)]
+pub(super) fn decode(level: Level, dtype: DType, weights: &[u8], row_bytes: usize, out: &mut [f32]) {
+    by_dtype(level, dtype, Task::Decode(Decode { weights, row_bytes, out }));
+}
+
 fn by_dtype(level: Level, dtype: DType, task: Task) {
     match dtype {
         DType::F32 => typed::<formats::F32, 64, 16>(level, task),
@@ -339,4 +345,53 @@ fn tile<I: Isa, const W: usize, const X: usize>(
         }
     }
     products
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One row and many at every level, against f64.
+    #[test]
+    fn every_level_makes_one_row_and_many_alike() {
+        let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin()).collect::<Vec<f32>>();
+        for (n_in, n_out, n) in
+            [(1usize, 1, 2), (16, 5, 5), (31, 6, 7), (64, 9, 3), (100, 33, 4), (1000, 13, 9)]
+        {
+            let padded = n_in.next_multiple_of(WIDTH);
+            let (weights, x) = (wave(padded * n_out, 0.37), wave(n_in * n, 0.71));
+            let padding = |i: usize| i % padded >= n_in;
+            let bytes: Vec<u8> = weights
+                .iter()
+                .enumerate()
+                .flat_map(|(i, w)| if padding(i) { [0; 4] } else { w.to_le_bytes() })
+                .collect();
+            for level in Level::available() {
+                let run = |x: Rows| {
+                    let (mut decoded, mut out) =
+                        (vec![0.0; decoded_floats(n_in).unwrap()], vec![0.0; n_out * x.len()]);
+                    let (decoded, dtype) = (&mut decoded[..], DType::F32);
+                    Product {
+                        dtype,
+                        weights: &bytes,
+                        row_bytes: 4 * padded,
+                        x,
+                        decoded,
+                        out: &mut out,
+                        stride: n_out,
+                    }
+                    .run(level);
+                    out
+                };
+                let together = run(Rows::new(&x, n_in, n_in, n));
+                let alone: Vec<f32> = x.chunks(n_in).flat_map(|row| run(Rows::one(row))).collect();
+                assert_eq!(together, alone, "{n_in} wide at {}", level.name());
+                for (i, &have) in alone.iter().enumerate() {
+                    let (w, x) = (&weights[i % n_out * padded..], &x[i / n_out * n_in..][..n_in]);
+                    let want: f64 = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+                    assert!((f64::from(have) - want).abs() < 1e-6 * n_in as f64, "{have} is not {want}");
+                }
+            }
+        }
+    }
 }

@@ -30,13 +30,19 @@ pub(crate) trait Isa: Copy {
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The sum of all lanes: lane i with lane i + 8, then + 4, + 2, + 1.
     fn sum(self, v: Self::V) -> f32;
-    fn from_half(self, bits: u16) -> f32;
+    fn half_to_float(self, bits: u16) -> f32;
     fn splat_half(self, bits: u16) -> Self::V;
-    fn from_halves(self, bits: &[u16; WIDTH]) -> Self::V;
-    fn from_bf16(self, bits: &[u16; WIDTH]) -> Self::V;
-    fn from_i8(self, bytes: &[u8; WIDTH]) -> Self::V;
-    /// The low and the high nibbles, each passed through `value`. (A level may make a table of its sixteen results.)
-    fn nibbles(self, bytes: &[u8; WIDTH], value: impl Fn(Self::V) -> Self::V) -> (Self::V, Self::V);
+    fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V;
+    fn bf16s_to_floats(self, bits: &[u16; WIDTH]) -> Self::V;
+    fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V;
+    /// The low nibbles passed through `low` and the high ones through `high`. (A level may make a table of the
+    /// sixteen results of each.)
+    fn nibbles(
+        self,
+        bytes: &[u8; WIDTH],
+        low: impl Fn(Self::V) -> Self::V,
+        high: impl Fn(Self::V) -> Self::V,
+    ) -> (Self::V, Self::V);
 
     #[inline(always)]
     fn zero(self) -> Self::V {
@@ -118,6 +124,16 @@ impl Level {
         Level::available().last().unwrap_or(Level::Portable(Portable))
     }
 
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => "avx512",
+        }
+    }
+
     #[inline(always)]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self {
@@ -152,16 +168,17 @@ mod tests {
                 let same = |a: [f32; WIDTH], b: [f32; WIDTH]| {
                     assert_eq!(a.map(f32::to_bits), b.map(f32::to_bits), "from {first:#x}");
                 };
-                same(values(isa.from_halves(&bits)), bits.map(f16_to_f32));
-                same(bits.map(|b| isa.from_half(b)), bits.map(f16_to_f32));
+                same(values(isa.halves_to_floats(&bits)), bits.map(f16_to_f32));
+                same(bits.map(|b| isa.half_to_float(b)), bits.map(f16_to_f32));
                 same(values(isa.splat_half(first)), [f16_to_f32(first); WIDTH]);
-                same(values(isa.from_bf16(&bits)), bits.map(bf16_to_f32));
+                same(values(isa.bf16s_to_floats(&bits)), bits.map(bf16_to_f32));
             }
             let bytes: [u8; WIDTH] = std::array::from_fn(|i| (i * 37 + 200) as u8);
-            assert_eq!(values(isa.from_i8(&bytes)), bytes.map(|b| f32::from(b as i8)));
-            let (low, high) = isa.nibbles(&bytes, |q| isa.add(isa.mul(isa.splat(0.1), q), isa.splat(0.7)));
+            assert_eq!(values(isa.i8s_to_floats(&bytes)), bytes.map(|b| f32::from(b as i8)));
+            let affine = |q| isa.add(isa.mul(isa.splat(0.1), q), isa.splat(0.7));
+            let (low, high) = isa.nibbles(&bytes, affine, |q| isa.mul(isa.splat(0.3), q));
             assert_eq!(values(low), bytes.map(|b| 0.1 * f32::from(b & 15) + 0.7));
-            assert_eq!(values(high), bytes.map(|b| 0.1 * f32::from(b >> 4) + 0.7));
+            assert_eq!(values(high), bytes.map(|b| 0.3 * f32::from(b >> 4)));
             let terms: [f32; WIDTH] =
                 std::array::from_fn(|i| (i as f32 * 1.7).sin() * 10f32.powi(i as i32 % 5));
             let mut tree = terms.to_vec();

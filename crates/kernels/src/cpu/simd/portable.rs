@@ -52,7 +52,7 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn from_half(self, bits: u16) -> f32 {
+    fn half_to_float(self, bits: u16) -> f32 {
         f16_to_f32(bits)
     }
 
@@ -62,22 +62,27 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn from_halves(self, bits: &[u16; WIDTH]) -> Self::V {
+    fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
         bits.map(f16_to_f32)
     }
 
     #[inline(always)]
-    fn from_bf16(self, bits: &[u16; WIDTH]) -> Self::V {
+    fn bf16s_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
         bits.map(bf16_to_f32)
     }
 
     #[inline(always)]
-    fn from_i8(self, bytes: &[u8; WIDTH]) -> Self::V {
+    fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V {
         bytes.map(|b| f32::from(b as i8))
     }
 
     #[inline(always)]
-    fn nibbles(self, bytes: &[u8; WIDTH], value: impl Fn(Self::V) -> Self::V) -> (Self::V, Self::V) {
-        (value(bytes.map(|b| f32::from(b & 15))), value(bytes.map(|b| f32::from(b >> 4))))
+    fn nibbles(
+        self,
+        bytes: &[u8; WIDTH],
+        low: impl Fn(Self::V) -> Self::V,
+        high: impl Fn(Self::V) -> Self::V,
+    ) -> (Self::V, Self::V) {
+        (low(bytes.map(|b| f32::from(b & 15))), high(bytes.map(|b| f32::from(b >> 4))))
     }
 }

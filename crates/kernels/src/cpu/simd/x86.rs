@@ -118,7 +118,7 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn from_half(self, bits: u16) -> f32 {
+    fn half_to_float(self, bits: u16) -> f32 {
         // SAFETY: `self` was made by `detect`.
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
     }
@@ -130,7 +130,7 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn from_halves(self, bits: &[u16; WIDTH]) -> Self::V {
+    fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
         let (low, high) = halves(bits);
         // SAFETY: `self` was made by `detect`; each pointer has eight elements of two bytes.
         unsafe {
@@ -139,7 +139,7 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn from_bf16(self, bits: &[u16; WIDTH]) -> Self::V {
+    fn bf16s_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
         let (low, high) = halves(bits);
         // SAFETY: `self` was made by `detect`; each pointer has eight elements of two bytes.
         unsafe {
@@ -153,7 +153,7 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn from_i8(self, bytes: &[u8; WIDTH]) -> Self::V {
+    fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V {
         let (low, high) = halves(bytes);
         // SAFETY: `self` was made by `detect`; each pointer has eight bytes.
         unsafe {
@@ -162,23 +162,30 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn nibbles(self, bytes: &[u8; WIDTH], value: impl Fn(Self::V) -> Self::V) -> (Self::V, Self::V) {
+    fn nibbles(
+        self,
+        bytes: &[u8; WIDTH],
+        low: impl Fn(Self::V) -> Self::V,
+        high: impl Fn(Self::V) -> Self::V,
+    ) -> (Self::V, Self::V) {
         let (first, second) = halves(bytes);
         // SAFETY: `self` was made by `detect`; each pointer has eight bytes.
-        let (low, high) = unsafe {
+        let (low_codes, high_codes) = unsafe {
             let first = _mm256_cvtepu8_epi32(_mm_loadl_epi64(first.cast()));
             let second = _mm256_cvtepu8_epi32(_mm_loadl_epi64(second.cast()));
             let lowest = _mm256_set1_epi32(15);
-            let low = [_mm256_and_si256(first, lowest), _mm256_and_si256(second, lowest)];
             (
-                [_mm256_cvtepi32_ps(low[0]), _mm256_cvtepi32_ps(low[1])],
+                [
+                    _mm256_cvtepi32_ps(_mm256_and_si256(first, lowest)),
+                    _mm256_cvtepi32_ps(_mm256_and_si256(second, lowest)),
+                ],
                 [
                     _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(first)),
                     _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(second)),
                 ],
             )
         };
-        (value(low), value(high))
+        (low(low_codes), high(high_codes))
     }
 }
 
@@ -229,7 +236,7 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn from_half(self, bits: u16) -> f32 {
+    fn half_to_float(self, bits: u16) -> f32 {
         // SAFETY: `self` was made by `detect`.
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
     }
@@ -241,13 +248,13 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn from_halves(self, bits: &[u16; WIDTH]) -> Self::V {
+    fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
         // SAFETY: `self` was made by `detect`; the pointer has sixteen elements of two bytes.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bits.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    fn from_bf16(self, bits: &[u16; WIDTH]) -> Self::V {
+    fn bf16s_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
         // SAFETY: `self` was made by `detect`; the pointer has sixteen elements of two bytes.
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bits.as_ptr().cast()));
@@ -256,22 +263,28 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn from_i8(self, bytes: &[u8; WIDTH]) -> Self::V {
+    fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V {
         // SAFETY: `self` was made by `detect`; the pointer has sixteen bytes.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
     }
 
-    /// A table of the sixteen values and a permutation by the codes, of which it reads the four lowest bits.
+    /// Tables of the sixteen values and permutations by the codes, of which they read the four lowest bits.
     #[inline(always)]
-    fn nibbles(self, bytes: &[u8; WIDTH], value: impl Fn(Self::V) -> Self::V) -> (Self::V, Self::V) {
+    fn nibbles(
+        self,
+        bytes: &[u8; WIDTH],
+        low: impl Fn(Self::V) -> Self::V,
+        high: impl Fn(Self::V) -> Self::V,
+    ) -> (Self::V, Self::V) {
         const CODES: [f32; WIDTH] =
             [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
-        let table = value(self.load(&CODES));
+        let codes = self.load(&CODES);
+        let (low_table, high_table) = (low(codes), high(codes));
         // SAFETY: `self` was made by `detect`; the pointer has sixteen bytes.
         unsafe {
             let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
-            let high = _mm512_srli_epi32::<4>(codes);
-            (_mm512_permutexvar_ps(codes, table), _mm512_permutexvar_ps(high, table))
+            let high_codes = _mm512_srli_epi32::<4>(codes);
+            (_mm512_permutexvar_ps(codes, low_table), _mm512_permutexvar_ps(high_codes, high_table))
         }
     }
 }

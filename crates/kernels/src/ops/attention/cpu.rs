@@ -116,10 +116,10 @@ fn load_block<'b, I: Isa>(isa: I, pool: &'b KvPool, at: Range<usize>, buffer: &'
             // SAFETY: as above.
             let (whole, rest) = unsafe { pool.slice(at.clone()) }.as_chunks::<WIDTH>();
             for (values, halves) in buffer.as_chunks_mut().0.iter_mut().zip(whole) {
-                isa.store(isa.from_halves(halves), values);
+                isa.store(isa.halves_to_floats(halves), values);
             }
             for (value, &half) in buffer[whole.len() * WIDTH..].iter_mut().zip(rest) {
-                *value = isa.from_half(half);
+                *value = isa.half_to_float(half);
             }
             &buffer[..at.len()]
         }
