@@ -31,7 +31,7 @@ impl Evaluator {
         let limits = config.limits(program)?;
         Ok(Evaluator {
             executor: backend.compile(program, &limits)?,
-            program: program.clone(),
+            program: program.without_weights(&|_| false),
             batch: Batch::with_capacity(limits.rows, 1, limits.blocks),
             block_table: Vec::with_capacity(limits.blocks),
             ctx: config.ctx,

@@ -126,6 +126,16 @@ impl Program {
         &self.matrices
     }
 
+    /// The program with its matrices' sizes but, save for those that `keep`, without their weights: what is needed
+    /// of it once a backend has copied them, so that weights made at load are not held twice.
+    pub fn without_weights(&self, keep: &dyn Fn(MatId) -> bool) -> Program {
+        let kept = |(i, m): (usize, &Matrix)| match keep(MatId(i as u32)) {
+            true => m.clone(),
+            false => Matrix { name: m.name.clone(), n_in: m.n_in, n_out: m.n_out, segments: Vec::new() },
+        };
+        Program { matrices: self.matrices.iter().enumerate().map(kept).collect(), ..self.clone() }
+    }
+
     pub fn vector(&self, id: VecId) -> &[f32] {
         &self.vectors[id.0 as usize]
     }

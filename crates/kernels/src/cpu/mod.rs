@@ -82,12 +82,12 @@ impl Backend for CpuBackend {
         let mut packer = Packer::new(program, limits, &team);
         let steps: Vec<_> =
             program.ops().iter().map(|op| context::prepare(op, &mut packer)).collect::<Result<_, _>>()?;
-        let matrix_bytes = packer.matrix_bytes();
+        let (matrix_bytes, program_left) = (packer.matrix_bytes(), packer.program_left());
         let sizes = packer.finish()?;
         let memory = take_memory(program, limits, sizes.shared_normed, sizes.shared_work)?;
         let lanes = (0..team.lanes()).map(|_| LaneMemory::zeroed(&sizes)).collect::<Result<_, _>>()?;
         Ok(Box::new(CpuExecutor {
-            program: program.clone(),
+            program: program_left,
             limits: limits.clone(),
             level: self.level,
             team,

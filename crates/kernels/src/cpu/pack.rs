@@ -270,6 +270,11 @@ impl<'a> Packer<'a> {
         }
     }
 
+    /// The program with the weights only of the matrices that were left in place.
+    pub fn program_left(&self) -> Program {
+        self.program.without_weights(&|id| self.packed[id.0 as usize].is_none())
+    }
+
     /// Bytes of the matrices: as packed, or as they are where they were left in place.
     pub fn matrix_bytes(&self) -> usize {
         let matrices = self.packed.iter().zip(self.program.matrices());
