@@ -1,0 +1,201 @@
+//! Flags that several commands share, and how their values are read.
+
+use std::str::FromStr;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum};
+use exotherm_engine::Sampling;
+use exotherm_kernels::KvType;
+use exotherm_tensor::DType;
+
+use crate::machine;
+use crate::output::note;
+
+/// Context of a model with keys and values when none is asked for. More is reserved only as it is used, but an answer
+/// that does not end is cut off here.
+pub const DEFAULT_CTX: usize = 4096;
+/// Recurrent state does not grow, so its context ends only where counting has to.
+pub const RECURRENT_CTX: usize = 1 << 20;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum BackendKind {
+    /// All cores, vector instructions
+    Cpu,
+    /// Scalar and slow, the measure for the others
+    Reference,
+}
+
+impl BackendKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            BackendKind::Cpu => "cpu",
+            BackendKind::Reference => "reference",
+        }
+    }
+}
+
+/// Where to compute.
+#[derive(Args, Clone, Debug)]
+pub struct ComputeArgs {
+    /// What computes
+    #[arg(long, value_enum, value_name = "BACKEND", default_value = "cpu")]
+    pub backend: BackendKind,
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+impl ComputeArgs {
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        match self.backend {
+            BackendKind::Cpu => self.threads.count(),
+            BackendKind::Reference => {
+                if self.threads.threads.is_some() {
+                    note("note: the reference backend always computes on one thread");
+                }
+                1
+            }
+        }
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ThreadArgs {
+    /// Threads that compute [default: the physical cores that may be used]
+    #[arg(long, short = 't', value_name = "N", value_parser = threads)]
+    pub threads: Option<usize>,
+}
+
+impl ThreadArgs {
+    pub fn count(&self) -> usize {
+        self.threads.unwrap_or_else(machine::physical_cores)
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct QuantizeArg {
+    /// Store float weight matrices in this type while loading (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k,
+    /// q3_k, q4_k, q5_k, q6_k)
+    #[arg(long, value_name = "TYPE", value_parser = dtype, hide_possible_values = true)]
+    pub quantize: Option<DType>,
+}
+
+/// How tokens are chosen.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Divides the logits: less is soberer, 0 always takes the likeliest token
+    #[arg(long, value_name = "X", default_value_t = 0.8, allow_negative_numbers = true)]
+    pub temperature: f32,
+    /// Choose among the K likeliest tokens; 0: among all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    pub top_k: usize,
+    /// Choose among the likeliest tokens that hold this share of the probability; 1: among all
+    #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true)]
+    pub top_p: f32,
+    /// Choose among tokens at least P times as likely as the likeliest; 0: among all
+    #[arg(long, value_name = "P", default_value_t = 0.05, allow_negative_numbers = true)]
+    pub min_p: f32,
+    /// Makes tokens of the prompt and the answer less likely; 1: off
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub repeat_penalty: f32,
+    /// Taken from the logits of tokens that the answer has; 0: off
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Taken from the logits of tokens for each time that the answer has them; 0: off
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Equal seeds give equal answers [default: a new one each time; --json tells it]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    pub fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            seed: self.seed.unwrap_or_else(new_seed),
+        }
+    }
+}
+
+/// A number that no earlier run had, small enough to be typed again.
+fn new_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let nanos = now.map_or(0, |d| d.as_nanos() as u64);
+    (nanos ^ (nanos >> 32) ^ (u64::from(std::process::id()) << 16)) & 0xffff_ffff
+}
+
+/// Numbers with commas between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Numbers<T>(pub Vec<T>);
+
+impl<T: FromStr> FromStr for Numbers<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Numbers<T>, String> {
+        let number = |item: &str| {
+            let wrong =
+                || format!("{item:?} is not a whole number in range; write numbers with commas: 1,2,3");
+            item.trim().parse::<T>().map_err(|_| wrong())
+        };
+        text.split(',').map(number).collect::<Result<_, _>>().map(Numbers)
+    }
+}
+
+pub fn kv_types() -> impl TypedValueParser<Value = KvType> {
+    let parser = PossibleValuesParser::new([KvType::F32.name(), KvType::F16.name()]);
+    parser.map(|name| if name == KvType::F32.name() { KvType::F32 } else { KvType::F16 })
+}
+
+pub fn dtype(name: &str) -> Result<DType, String> {
+    DType::from_name(name).ok_or_else(|| {
+        let known: Vec<&str> = DType::all().map(DType::name).collect();
+        format!("there is no such type; there are {}", known.join(", "))
+    })
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1024;
+    match text.parse() {
+        Ok(n @ 1..=MOST) => Ok(n),
+        Ok(0) => Err("at least one thread is needed".into()),
+        _ => Err(format!("a number from 1 to {MOST} is expected")),
+    }
+}
+
+/// A count of at least 1.
+pub fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("at least 1 is needed".into()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("a whole number is expected".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_numbers() {
+        assert_eq!("1, 2,3".parse(), Ok(Numbers(vec![1u32, 2, 3])));
+        for wrong in ["", "1,,2", "1,x", "-1", "4294967296", "1,"] {
+            assert!(wrong.parse::<Numbers<u32>>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn every_type_is_in_the_help_of_quantize() {
+        let command = QuantizeArg::augment_args(clap::Command::new("x"));
+        let help = command.get_arguments().find(|a| a.get_id() == "quantize").and_then(|a| a.get_help());
+        let help = help.map(ToString::to_string).unwrap_or_default();
+        DType::all().for_each(|dtype| assert!(help.contains(dtype.name()), "{dtype}"));
+    }
+}

@@ -1,0 +1,244 @@
+//! From what a user calls a model to a program, its tokenizer and a backend.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use exotherm_engine::Engine;
+use exotherm_engine::EngineConfig;
+use exotherm_kernels::cpu::CpuBackend;
+use exotherm_kernels::reference::ReferenceBackend;
+use exotherm_kernels::{Backend, Program};
+use exotherm_models::{LoadOptions, Model, ModelInfo, load};
+use exotherm_tensor::DType;
+use exotherm_tokenizer::{GgufVocab, Tokenizer};
+use exotherm_weights::store::{Progress, Store};
+use exotherm_weights::{Checkpoint, Format, Metadata, is_weight_matrix};
+
+use crate::Context;
+use crate::args::{BackendKind, ComputeArgs, DEFAULT_CTX, RECURRENT_CTX};
+use crate::output::{self, note};
+
+/// Finds MODEL, fetches it if that is needed, and opens it.
+pub fn open(cx: &Context, model: &str) -> Result<Checkpoint> {
+    let store = Store::from_env()?.with_cancel(Arc::clone(cx.interrupt.flag()));
+    let watched = cx.interrupt.watch();
+    let path = store.resolve(model, &output::progress())?;
+    drop(watched);
+    open_path(&path)
+}
+
+pub fn open_path(path: &Path) -> Result<Checkpoint> {
+    Ok(Checkpoint::open(path)?)
+}
+
+/// The tokenizer of a checkpoint, if it has one.
+pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>> {
+    match checkpoint.format() {
+        Format::Gguf => {
+            let Some(vocab) = gguf_vocab(checkpoint.metadata()) else { return Ok(None) };
+            Ok(Some(Tokenizer::from_gguf(vocab)?))
+        }
+        Format::Safetensors => Ok(Tokenizer::from_dir(checkpoint.dir())?),
+    }
+}
+
+/// The tokenizer, or an error that says how to do without.
+pub fn need_tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
+    tokenizer(checkpoint)?.with_context(|| no_tokenizer(checkpoint))
+}
+
+fn no_tokenizer(checkpoint: &Checkpoint) -> String {
+    let shown = checkpoint.path().display();
+    match checkpoint.format() {
+        Format::Gguf => {
+            format!("{shown} carries no tokenizer; `exotherm logits` works on token ids without one")
+        }
+        Format::Safetensors => format!(
+            "there is no tokenizer.json or rwkv_vocab_*.txt beside {shown}; put it there, or use `exotherm \
+             logits`, which works on token ids"
+        ),
+    }
+}
+
+fn gguf_vocab(metadata: &Metadata) -> Option<GgufVocab<'_>> {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let text = |name: &str| metadata.str(&key(name)).map(str::to_string);
+    let strings = |name: &str| metadata.strings(&key(name)).map(Iterator::collect).unwrap_or_default();
+    // Some files write "none" as -1 in a signed field.
+    let id = |name: &str| metadata.i64(&key(name)).and_then(|id| u32::try_from(id).ok());
+    let flag = |name: &str| metadata.bool(&key(name));
+    Some(GgufVocab {
+        model: text("model")?,
+        pre: text("pre"),
+        name: metadata.str("general.name").map(str::to_string),
+        tokens: strings("tokens"),
+        scores: metadata.f32s(&key("scores")).map(Iterator::collect).unwrap_or_default(),
+        types: metadata.i32s(&key("token_type")).map(Iterator::collect).unwrap_or_default(),
+        merges: strings("merges"),
+        bos: id("bos_token_id"),
+        eos: id("eos_token_id"),
+        eot: id("eot_token_id"),
+        eom: id("eom_token_id"),
+        unk: id("unknown_token_id"),
+        sep: id("seperator_token_id"),
+        pad: id("padding_token_id"),
+        add_bos: flag("add_bos_token"),
+        add_eos: flag("add_eos_token"),
+        add_space_prefix: flag("add_space_prefix"),
+        remove_extra_whitespaces: flag("remove_extra_whitespaces"),
+        chat_template: metadata.str("tokenizer.chat_template").map(str::to_string),
+    })
+}
+
+/// The tokens that end an answer: the tokenizer's and those of generation_config.json.
+pub fn stop_tokens(tokenizer: &Tokenizer, checkpoint: &Checkpoint) -> Vec<u32> {
+    let mut ids = tokenizer.end_of_generation().to_vec();
+    let eos = checkpoint.generation_config().and_then(|config| config.get("eos_token_id"));
+    let listed = eos.map(|v| v.as_array().map_or_else(|| std::slice::from_ref(v), Vec::as_slice));
+    let listed = listed.unwrap_or_default().iter().filter_map(|v| u32::try_from(v.as_u64()?).ok());
+    ids.extend(listed);
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// Records the model's program, its float weights in another type if that was asked for.
+pub fn record(checkpoint: &mut Checkpoint, quantize: Option<DType>) -> Result<Model> {
+    let Some(to) = quantize else { return Ok(load(checkpoint, &LoadOptions::default())?) };
+    if !has_float_matrix(checkpoint) {
+        note(format_args!(
+            "note: --quantize {to} changes nothing: no weight matrix of this model is of a float type"
+        ));
+    }
+    let bar = Bar::begin(&format!("quantizing to {to}"), checkpoint.tensor_bytes());
+    let told = Mutex::new(0);
+    let shown = Arc::clone(&bar);
+    let progress = move |done: u64, _total: u64| {
+        let mut told = told.lock().unwrap_or_else(|e| e.into_inner());
+        shown.0.advance(done.saturating_sub(*told));
+        *told = done;
+    };
+    let options = LoadOptions { quantize, progress: Some(Arc::new(progress)) };
+    let model = load(checkpoint, &options);
+    bar.0.finish();
+    Ok(model?)
+}
+
+/// A running bar that a closure of any life can hold.
+struct Bar(Box<dyn Progress + Send + Sync>);
+
+impl Bar {
+    fn begin(label: &str, total: u64) -> Arc<Bar> {
+        let bar = output::quiet_progress();
+        bar.begin(label, Some(total));
+        Arc::new(Bar(bar))
+    }
+}
+
+fn has_float_matrix(checkpoint: &Checkpoint) -> bool {
+    let is_float = |name: &str| {
+        checkpoint.info(name).is_some_and(|(dtype, shape)| {
+            !dtype.is_quantized()
+                && is_weight_matrix(&format!("{}.weight", name.trim_end_matches(".weight")), shape)
+        })
+    };
+    checkpoint.names().any(is_float)
+}
+
+pub fn backend(args: &ComputeArgs) -> Box<dyn Backend> {
+    match args.backend {
+        BackendKind::Cpu => Box::new(CpuBackend::new(args.threads())),
+        BackendKind::Reference => Box::new(ReferenceBackend),
+    }
+}
+
+/// The context that was asked for, or one that fits the model.
+pub fn context(program: &Program, info: &ModelInfo, asked: Option<usize>) -> usize {
+    let trained = if info.context == 0 { usize::MAX } else { info.context };
+    let Some(asked) = asked else {
+        let most = if program.state().kv.is_empty() { RECURRENT_CTX } else { DEFAULT_CTX };
+        return most.min(trained).min(program.max_positions().unwrap_or(usize::MAX));
+    };
+    if asked > trained && program.max_positions().is_none() {
+        note(format_args!("note: the model was trained for {trained} tokens, --ctx {asked} is more"));
+    }
+    asked
+}
+
+/// Times from the file to an engine that can run.
+#[derive(Clone, Copy, Default)]
+pub struct LoadTimes {
+    pub open: Duration,
+    pub record: Duration,
+    /// The tokenizer is made while the weights are laid out; both times count from the same moment.
+    pub tokenizer: Duration,
+    pub pack: Duration,
+}
+
+/// An engine and its tokenizer, made side by side.
+pub struct Ready {
+    pub engine: Engine,
+    pub tokenizer: Tokenizer,
+    pub stop_tokens: Vec<u32>,
+    pub times: LoadTimes,
+}
+
+/// Lays the weights out on this thread while another builds the tokenizer; lets go of the file's metadata after both.
+pub fn make_ready(
+    checkpoint: Checkpoint,
+    program: &Program,
+    backend: &dyn Backend,
+    config: EngineConfig,
+    mut times: LoadTimes,
+) -> Result<Ready> {
+    let begin = Instant::now();
+    let (tokenizer, engine) = thread::scope(|scope| {
+        let timed = || {
+            let made = need_tokenizer(&checkpoint);
+            (made, begin.elapsed())
+        };
+        let tokenizer = scope.spawn(timed);
+        let engine = Engine::new(program, backend, config);
+        times.pack = begin.elapsed();
+        let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (tokenizer, engine)
+    });
+    times.tokenizer = tokenizer.1;
+    let tokenizer = tokenizer.0?;
+    let stop_tokens = stop_tokens(&tokenizer, &checkpoint);
+    checkpoint.give_back_metadata();
+    Ok(Ready { engine: engine?, tokenizer, stop_tokens, times })
+}
+
+/// As many rows of logits as are kept in memory at a time: 64 MiB of them, one at least.
+pub fn logit_rows(program: &Program) -> usize {
+    const BYTES: usize = 64 << 20;
+    let width = program.buffer(program.logits()).width;
+    (BYTES / (4 * width.max(1))).max(1)
+}
+
+/// Ids all over a vocabulary, always the same: for measuring and checking where no text is needed.
+pub fn spread_ids(vocab: usize, n: usize) -> Vec<u32> {
+    // Steps of the golden ratio come near no earlier point for as long as possible.
+    const STEP: u64 = 0x9e37_79b9;
+    let place = |i: u64| ((i.wrapping_mul(STEP) & 0xffff_ffff) * vocab as u64) >> 32;
+    (1..=n as u64).map(|i| place(i) as u32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_spread_over_the_vocabulary() {
+        let ids = spread_ids(1000, 500);
+        assert!(ids.iter().all(|&id| id < 1000));
+        let mut hit = [0; 10];
+        ids.iter().for_each(|id| hit[*id as usize / 100] += 1);
+        assert!(hit.iter().all(|n| (45..=55).contains(n)), "{hit:?}");
+        assert_eq!(spread_ids(1, 3), [0, 0, 0]);
+    }
+}
