@@ -4,6 +4,11 @@
 //! times the text, a hundred more than there is memory. So every value that a template binds to a name (`set`, `for`,
 //! `with`, macro parameters) passes through [`FILTER`], which refuses a text that is too long and counts them all
 //! together; and the filters and methods that can multiply a text are replaced by ones that look first.
+//!
+//! Nor does it bound how deep values lie within one another, and it prints, compares and drops them recursively. So a
+//! bound value may be [`NESTING_LIMIT`] levels deep, and what is assigned to a namespace is stored as a copy, or a
+//! namespace could be put within itself. The parser recurses along chains (`x|f|f|…`, `x.a.a…`) as well, hence
+//! [`TAG_LIMIT`].
 
 use std::cell::Cell;
 
@@ -17,6 +22,15 @@ const ITEM_LIMIT: usize = 1 << 20;
 /// All bound texts of one rendering together.
 const BUDGET: usize = 512 << 20;
 const FILTER: &str = "__bounded";
+const COPY_FILTER: &str = "__bounded_copy";
+/// How many lists or maps may lie within one another.
+const NESTING_LIMIT: usize = 64;
+/// Lists, maps and their items of one bound value.
+const NODE_LIMIT: usize = 1 << 18;
+/// What looking at one of them counts, in bytes of the budget.
+const NODE_COST: usize = 128;
+/// Characters of a tag, not counting those of quoted texts.
+const TAG_LIMIT: usize = 8 << 10;
 
 thread_local! {
     static SPENT: Cell<usize> = const { Cell::new(0) };
@@ -40,6 +54,21 @@ pub(crate) fn check_text(bytes: usize) -> Result<(), Error> {
 }
 
 fn bounded(value: &Value) -> Result<Value, Error> {
+    let mut nodes = 0;
+    // The sum of two lists is a promise of one, and a promise on promises is as deep as the template has made sums.
+    let kept = match value.kind() {
+        ValueKind::Iterable => copy(value, 0, &mut nodes)?,
+        _ => {
+            check_nesting(value, 0, &mut nodes)?;
+            value.clone()
+        }
+    };
+    spend(&kept, nodes)?;
+    Ok(kept)
+}
+
+/// Counts a bound value: its text and the parts that had to be looked at.
+fn spend(value: &Value, nodes: usize) -> Result<(), Error> {
     let text_len = |value: &Value| value.as_str().map_or(0, str::len);
     let mut bytes = text_len(value);
     if value.kind() == ValueKind::Seq
@@ -49,16 +78,68 @@ fn bounded(value: &Value) -> Result<Value, Error> {
         bytes = value.get_item_by_index(last).map_or(0, |item| text_len(&item));
     }
     check_text(bytes)?;
-    let spent = SPENT.get().saturating_add(bytes);
+    let spent = SPENT.get().saturating_add(bytes).saturating_add(nodes * NODE_COST);
     SPENT.set(spent);
-    if spent > BUDGET {
-        return Err(too_large(&format!("texts of more than {BUDGET} bytes together")));
+    match spent > BUDGET {
+        true => Err(too_large(&format!("values of more than {BUDGET} bytes together"))),
+        false => Ok(()),
     }
-    Ok(value.clone())
+}
+
+/// Whether a value holds others.
+fn is_container(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
+}
+
+fn count_node(depth: usize, nodes: &mut usize) -> Result<(), Error> {
+    *nodes += 1;
+    if depth > NESTING_LIMIT || *nodes > NODE_LIMIT {
+        return Err(too_large("a value of too many parts or levels"));
+    }
+    Ok(())
+}
+
+fn check_nesting(value: &Value, depth: usize, nodes: &mut usize) -> Result<(), Error> {
+    count_node(depth, nodes)?;
+    if !is_container(value) {
+        return Ok(());
+    }
+    for item in value.try_iter()? {
+        match value.kind() {
+            ValueKind::Map => check_nesting(&value.get_item(&item)?, depth + 1, nodes)?,
+            _ => check_nesting(&item, depth + 1, nodes)?,
+        }
+    }
+    Ok(())
+}
+
+/// Like [`bounded`], for what is stored in a namespace.
+fn bounded_copy(value: &Value) -> Result<Value, Error> {
+    let mut nodes = 0;
+    let copied = copy(value, 0, &mut nodes)?;
+    spend(&copied, nodes)?;
+    Ok(copied)
+}
+
+fn copy(value: &Value, depth: usize, nodes: &mut usize) -> Result<Value, Error> {
+    count_node(depth, nodes)?;
+    if !is_container(value) {
+        return Ok(value.clone());
+    }
+    let mut copied = Vec::new();
+    for item in value.try_iter()? {
+        let inner = if value.kind() == ValueKind::Map { value.get_item(&item)? } else { item.clone() };
+        copied.push((item, copy(&inner, depth + 1, nodes)?));
+    }
+    Ok(match value.kind() {
+        ValueKind::Map => Value::from_pairs(copied),
+        _ => Value::from_iter(copied.into_iter().map(|(_, item)| item)),
+    })
 }
 
 pub(crate) fn add_builtins(environment: &mut Environment<'_>) {
     environment.add_filter(FILTER, bounded);
+    environment.add_filter(COPY_FILTER, bounded_copy);
     environment.add_filter("list", |state: &mut State, value: Value| {
         check_items(&value)?;
         filters::list(state, value)
@@ -155,7 +236,7 @@ fn indent(text: &str, width: usize, first: bool, blank: bool) -> Result<Value, E
 
 /// Sends every value that gets a name through [`FILTER`], and takes out Hugging Face's `{% generation %}` marks, which
 /// matter for training only.
-pub(crate) fn rewrite(source: &str) -> String {
+pub(crate) fn rewrite(source: &str) -> Result<String, String> {
     let mut rewritten = String::with_capacity(source.len() * 2);
     let mut rest = source;
     while let Some(at) = rest.find('{') {
@@ -169,10 +250,14 @@ pub(crate) fn rewrite(source: &str) -> String {
         };
         let Some(len) = len else {
             // An unclosed tag: the parser will say so.
+            check_tag(tag)?;
             rewritten.push_str(tag);
-            return rewritten;
+            return Ok(rewritten);
         };
         let (tag, after) = tag.split_at(len);
+        if !tag.starts_with("{#") {
+            check_tag(tag)?;
+        }
         rest = after;
         if !tag.starts_with("{%") {
             rewritten.push_str(tag);
@@ -186,7 +271,26 @@ pub(crate) fn rewrite(source: &str) -> String {
         }
     }
     rewritten.push_str(rest);
-    rewritten
+    Ok(rewritten)
+}
+
+fn check_tag(tag: &str) -> Result<(), String> {
+    let mut quote = None;
+    let mut before = ' ';
+    let mut unquoted = 0;
+    for c in tag.chars() {
+        match quote {
+            Some(open) if c == open && before != '\\' => quote = None,
+            Some(_) => {}
+            None if c == '\'' || c == '"' => quote = Some(c),
+            None => unquoted += 1,
+        }
+        before = c;
+    }
+    match unquoted > TAG_LIMIT {
+        true => Err(format!("a tag of {unquoted} characters; at most {TAG_LIMIT} are read")),
+        false => Ok(()),
+    }
 }
 
 /// The length of a tag up to and with `close`, which does not count within quotes.
@@ -223,7 +327,9 @@ fn rewrite_tag(tag: &str) -> String {
         "endgeneration" => format!("{open} endif {close}"),
         "set" => match top_level(arguments, '=') {
             Some(at) if !arguments[at + 1..].trim().is_empty() => {
-                format!("{open} set {}= ({})|{FILTER} {close}", &arguments[..at], &arguments[at + 1..])
+                let (target, value) = (&arguments[..at], &arguments[at + 1..]);
+                let filter = if target.contains('.') { COPY_FILTER } else { FILTER };
+                format!("{open} set {target}= ({value})|{filter} {close}")
             }
             // Nothing to bind: the parser will say so.
             Some(_) => tag.to_owned(),

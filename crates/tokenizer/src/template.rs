@@ -57,9 +57,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
-        environment
-            .add_template_owned("chat", bound::rewrite(source))
-            .map_err(|e| TokenizerError::Template(describe(&e)))?;
+        let rewritten = bound::rewrite(source).map_err(TokenizerError::Template)?;
+        let compiled = on_deep_stack(|| environment.add_template_owned("chat", rewritten));
+        compiled?.map_err(|e| TokenizerError::Template(describe(&e)))?;
         Ok(Self { source: source.to_owned(), environment })
     }
 
@@ -89,13 +89,29 @@ impl ChatTemplate {
             serde_json::Value::Null => {}
             _ => return Err(TokenizerError::Render("the further variables are no object".into())),
         }
-        let template =
-            self.environment.get_template("chat").map_err(|e| TokenizerError::Template(describe(&e)))?;
         let mut output = LimitedOutput::default();
-        bound::with_budget(|| template.render_captured_to(Value::from(Serde(&context)), &mut output))
-            .map_err(|e| TokenizerError::Render(describe(&e)))?;
+        let rendered = on_deep_stack(|| {
+            let template = self.environment.get_template("chat")?;
+            bound::with_budget(|| {
+                template.render_captured_to(Value::from(Serde(&context)), &mut output).map(drop)
+            })
+        });
+        rendered?.map_err(|e| TokenizerError::Render(describe(&e)))?;
         String::from_utf8(output.bytes).map_err(|e| TokenizerError::Render(e.to_string()))
     }
+}
+
+/// Runs `work` on a thread whose stack is deep enough for all that `bound` lets pass: compiling a template and
+/// rendering it recurse along its expressions, and the caller's own stack may be small.
+fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, TokenizerError> {
+    const STACK_BYTES: usize = 64 << 20;
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("template".into()).stack_size(STACK_BYTES);
+        let worker = thread
+            .spawn_scoped(scope, work)
+            .map_err(|e| TokenizerError::Template(format!("no thread could be started for it: {e}")))?;
+        Ok(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// Collects what a template writes and fails once it is too much.

@@ -226,6 +226,39 @@ fn templates_without_an_end_end_in_an_error() {
     assert!(ChatTemplate::new(&"x".repeat(2 << 20)).is_err());
 }
 
+/// Values that lie within themselves or very deep, and expressions as long chains: what walks them recurses.
+#[test]
+fn deep_and_cyclic_templates_stay_on_the_stack() {
+    let refused = [
+        "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}",
+        "{% set ns = namespace(a=1, b=1) %}{% for i in range(60) %}{% set ns.a = [ns.b, ns.b] %}\
+         {% set ns.b = [ns.a, ns.a] %}{% endfor %}",
+        "{% set ns = namespace(l=[]) %}{% for i in range(90000) %}{% set ns.l = ns.l + [i] %}{% endfor %}",
+        "{% macro f(x, n) %}{{ f([x], n - 1) }}{% endmacro %}{{ f([], 9) }}",
+    ];
+    for source in refused {
+        let start = Instant::now();
+        assert!(render(source).is_err(), "{source}");
+        assert!(start.elapsed() < Duration::from_secs(4), "{source}");
+    }
+    // What a namespace is given it copies, so it never comes to hold itself.
+    let itself = "{% set ns = namespace(x=1) %}{% set ns.x = ns %}{% set ns.x = [ns] %}";
+    assert_eq!(render(&format!("{itself}{{{{ ns.x[0].x.x }}}}")).as_deref().ok(), Some("1"));
+    for print in ["{{ ns }}", "{{ ns|string }}", "{{ ns == ns.x }}", "{{ ns|tojson }}", "{{ [ns]|sort }}"] {
+        assert!(render(&format!("{itself}{print}")).is_ok(), "{print}");
+    }
+    for (link, most) in [("not ", 2000), ("+1", 4000), (".a", 4000), ("|f", 4000), ("-", 8000), ("()", 4000)]
+    {
+        for (before, after) in [("", "1"), ("1", "")] {
+            // Refused or not, it must come back; one link more than a tag may have is refused.
+            let _ = render(&format!("{{{{ {before}{}{after} }}}}", link.repeat(most)));
+            let beyond = format!("{{% set x = {before}{}{after} %}}", link.repeat(2 * most));
+            assert!(ChatTemplate::new(&beyond).is_err(), "{link}");
+        }
+    }
+    let _ = render(&format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(60_000)));
+}
+
 #[test]
 fn broken_templates_are_refused() {
     for source in [
