@@ -29,6 +29,8 @@ const NESTING_LIMIT: usize = 64;
 const NODE_LIMIT: usize = 1 << 18;
 /// What looking at one of them counts, in bytes of the budget.
 const NODE_COST: usize = 128;
+/// `elif`s of a template: each lies within the one before.
+const ELIF_LIMIT: usize = 1000;
 /// Characters of a tag, not counting those of quoted texts.
 const TAG_LIMIT: usize = 8 << 10;
 
@@ -239,6 +241,7 @@ fn indent(text: &str, width: usize, first: bool, blank: bool) -> Result<Value, E
 pub(crate) fn rewrite(source: &str) -> Result<String, String> {
     let mut rewritten = String::with_capacity(source.len() * 2);
     let mut rest = source;
+    let mut elifs = 0;
     while let Some(at) = rest.find('{') {
         let (before, tag) = rest.split_at(at);
         rewritten.push_str(before);
@@ -267,11 +270,15 @@ pub(crate) fn rewrite(source: &str) -> Result<String, String> {
             rewritten.push_str(&after[..end]);
             rest = &after[end..];
         } else {
+            elifs += usize::from(inner(tag).1.starts_with("elif"));
             rewritten.push_str(&rewrite_tag(tag));
         }
     }
     rewritten.push_str(rest);
-    Ok(rewritten)
+    match elifs > ELIF_LIMIT {
+        true => Err(format!("{elifs} elifs; at most {ELIF_LIMIT} are read")),
+        false => Ok(rewritten),
+    }
 }
 
 fn check_tag(tag: &str) -> Result<(), String> {
