@@ -189,7 +189,7 @@ pub struct Ready {
 /// Lays the weights out on this thread while another builds the tokenizer; lets go of the file's metadata after both.
 pub fn make_ready(
     checkpoint: Checkpoint,
-    program: &Program,
+    program: Program,
     backend: &dyn Backend,
     config: EngineConfig,
     mut times: LoadTimes,
@@ -201,7 +201,9 @@ pub fn make_ready(
             (made, begin.elapsed())
         };
         let tokenizer = scope.spawn(timed);
-        let engine = Engine::new(program, backend, config);
+        let engine = Engine::new(&program, backend, config);
+        // Weights that were quantized at load are the program's own: they go with it.
+        drop(program);
         times.pack = begin.elapsed();
         let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (tokenizer, engine)
@@ -209,7 +211,7 @@ pub fn make_ready(
     times.tokenizer = tokenizer.1;
     let tokenizer = tokenizer.0?;
     let stop_tokens = stop_tokens(&tokenizer, &checkpoint);
-    checkpoint.give_back_metadata();
+    checkpoint.give_back();
     Ok(Ready { engine: engine?, tokenizer, stop_tokens, times })
 }
 

@@ -224,7 +224,6 @@ impl Scheduler {
         let place = self.place_of(id)?;
         let was_held = self.at(place).is_held;
         let event = self.end(place, FinishReason::Cancelled, false, now);
-        self.audit();
         (!was_held).then_some(event)
     }
 
@@ -247,6 +246,7 @@ impl Scheduler {
         } else {
             self.pool.resize(&mut sequence.blocks, 0);
         }
+        self.audit();
         event
     }
 

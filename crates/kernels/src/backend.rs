@@ -66,9 +66,9 @@ pub enum BackendError {
     #[error("token {token} is outside the vocabulary of {vocab}")]
     Token { token: u32, vocab: usize },
     #[error("position {position} is past the {limit} that this model holds")]
-    Position { position: u32, limit: usize },
+    Position { position: usize, limit: usize },
     #[error("a sequence reaches position {position} but its block table has room for {room}")]
-    BlockTable { position: u32, room: usize },
+    BlockTable { position: usize, room: usize },
     #[error("block {block} is outside the pool of {blocks}")]
     Block { block: u32, blocks: usize },
     #[error("state slot {slot} is outside the {slots} there are")]
@@ -126,13 +126,16 @@ pub fn check_batch(program: &Program, limits: &Limits, batch: &Batch) -> Result<
     }
     for span in batch.spans() {
         let end = span.start as usize + span.rows as usize;
-        if let Some(limit) = program.max_positions().filter(|&limit| end > limit) {
-            return Err(BackendError::Position { position: end as u32 - 1, limit });
+        let last = end.saturating_sub(1);
+        // Positions are numbers of 32 bits even where a model sets no limit of its own.
+        let limit = program.max_positions().unwrap_or(u32::MAX as usize);
+        if end > limit {
+            return Err(BackendError::Position { position: last, limit });
         }
         if !program.state().kv.is_empty() {
             let room = span.blocks as usize * BLOCK;
             if end > room {
-                return Err(BackendError::BlockTable { position: end as u32 - 1, room });
+                return Err(BackendError::BlockTable { position: last, room });
             }
             let table = batch.block_table(span);
             if let Some(&block) = table.iter().find(|&&b| b as usize >= limits.blocks) {

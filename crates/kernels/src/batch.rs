@@ -73,7 +73,8 @@ impl Batch {
         let span = self.spans.len() as u32 - 1;
         for (i, &token) in tokens.iter().enumerate() {
             self.tokens.push(token);
-            self.positions.push(start + i as u32);
+            // A position past all numbers is refused when the batch is checked.
+            self.positions.push(start.saturating_add(i as u32));
             self.span_of_row.push(span);
         }
         first_row

@@ -16,11 +16,13 @@ pub(crate) struct Config<'a> {
 }
 
 impl<'a> Config<'a> {
+    /// A GGUF file says everything itself: a config.json beside it may belong to another model.
     pub fn new(checkpoint: &'a Checkpoint) -> Config<'a> {
         let arch = checkpoint.metadata().str("general.architecture").unwrap_or_default().to_string();
+        let json = checkpoint.config().filter(|_| checkpoint.format() == Format::Safetensors);
         // Multimodal models keep the text model's configuration one level down.
-        let json = checkpoint.config().map(|c| c.get("text_config").unwrap_or(c));
-        Config { checkpoint, arch, json }
+        let text = json.and_then(|c| c.get("text_config")).filter(|c| c.is_object());
+        Config { checkpoint, arch, json: text.or(json) }
     }
 
     pub fn is_gguf(&self) -> bool {
@@ -33,8 +35,8 @@ impl<'a> Config<'a> {
 
     /// The first of the names that config.json has a value for; a name may be a path `a.b`.
     pub fn json(&self, names: &[&str]) -> Option<&'a Value> {
-        let at = |name: &&str| name.split('.').try_fold(self.json?, |v, part| v.get(part));
-        names.iter().find_map(at).filter(|v| !v.is_null())
+        let at = |name: &str| name.split('.').try_fold(self.json?, |v, part| v.get(part));
+        names.iter().find_map(|name| at(name).filter(|v| !v.is_null()))
     }
 
     fn shown(&self, key: &str, names: &[&str]) -> String {
@@ -48,7 +50,10 @@ impl<'a> Config<'a> {
 
     /// A count of at least 1, if it is there.
     pub fn try_count(&self, key: &str, names: &[&str]) -> Result<Option<usize>, ModelError> {
-        Ok(self.try_count_or_zero(key, names)?.filter(|&n| n > 0))
+        match self.try_count_or_zero(key, names)? {
+            Some(0) => Err(ModelError::bad(&self.shown(key, names), 0, "at least 1 is expected")),
+            found => Ok(found),
+        }
     }
 
     /// A count that may be 0, if it is there.
@@ -86,37 +91,37 @@ impl<'a> Config<'a> {
     }
 
     pub fn count(&self, key: &str, names: &[&str]) -> Result<usize, ModelError> {
-        match self.try_count_or_zero(key, names)? {
-            Some(0) => Err(ModelError::bad(&self.shown(key, names), 0, "at least 1 is expected")),
-            Some(n) => Ok(n),
-            None => Err(self.missing(key, names)),
-        }
+        self.try_count(key, names)?.ok_or_else(|| self.missing(key, names))
     }
 
     pub fn try_float(&self, key: &str, names: &[&str]) -> Result<Option<f32>, ModelError> {
+        let bad =
+            |found: String| ModelError::bad(&self.shown(key, names), found, "a finite number is expected");
         let found = if self.is_gguf() {
-            self.checkpoint.metadata().f32(&self.gguf_key(key))
+            let Some(value) = self.checkpoint.metadata().get(&self.gguf_key(key)) else { return Ok(None) };
+            value.as_f32().ok_or_else(|| bad("of another type".into()))?
         } else {
-            self.json(names).and_then(Value::as_f64).map(|v| v as f32)
+            let Some(value) = self.json(names) else { return Ok(None) };
+            value.as_f64().ok_or_else(|| bad(value.to_string()))? as f32
         };
-        match found {
-            Some(v) if !v.is_finite() => {
-                Err(ModelError::bad(&self.shown(key, names), v, "a finite number is expected"))
-            }
-            found => Ok(found),
+        match found.is_finite() {
+            true => Ok(Some(found)),
+            false => Err(bad(found.to_string())),
         }
     }
 
-    pub fn float(&self, key: &str, names: &[&str]) -> Result<f32, ModelError> {
-        self.try_float(key, names)?.ok_or_else(|| self.missing(key, names))
+    /// A number that must be above zero, such as an epsilon or a rope base; without a default it must be there.
+    pub fn positive(&self, key: &str, names: &[&str], default: Option<f32>) -> Result<f32, ModelError> {
+        let found = self.try_float(key, names)?.or(default).ok_or_else(|| self.missing(key, names))?;
+        self.above_zero(key, names, found)
     }
 
-    /// A number that must be above zero, such as an epsilon or a rope base.
-    pub fn positive(&self, key: &str, names: &[&str], default: Option<f32>) -> Result<f32, ModelError> {
-        let found = match default {
-            Some(default) => self.try_float(key, names)?.unwrap_or(default),
-            None => self.float(key, names)?,
-        };
+    /// Like `positive`, where it may be absent.
+    pub fn try_positive(&self, key: &str, names: &[&str]) -> Result<Option<f32>, ModelError> {
+        self.try_float(key, names)?.map(|found| self.above_zero(key, names, found)).transpose()
+    }
+
+    fn above_zero(&self, key: &str, names: &[&str], found: f32) -> Result<f32, ModelError> {
         match found > 0.0 {
             true => Ok(found),
             false => Err(ModelError::bad(&self.shown(key, names), found, "a number above zero is expected")),
@@ -124,8 +129,42 @@ impl<'a> Config<'a> {
     }
 
     /// A flag of config.json (GGUF files have none that matter here).
-    pub fn json_flag(&self, name: &str, default: bool) -> bool {
-        self.json(&[name]).and_then(Value::as_bool).unwrap_or(default)
+    pub fn json_flag(&self, name: &str, default: bool) -> Result<bool, ModelError> {
+        let Some(value) = self.json(&[name]) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| ModelError::bad(name, value, "true or false is expected"))
+    }
+
+    /// A text of config.json.
+    pub fn json_text(&self, names: &[&str]) -> Result<Option<&'a str>, ModelError> {
+        let Some(value) = self.json(names) else { return Ok(None) };
+        let text = value.as_str().ok_or_else(|| ModelError::bad(names[0], value, "a text is expected"))?;
+        Ok(Some(text))
+    }
+
+    /// A list of config.json.
+    pub fn json_list(&self, name: &str) -> Result<Option<&'a Vec<Value>>, ModelError> {
+        let Some(value) = self.json(&[name]) else { return Ok(None) };
+        let list = value.as_array().ok_or_else(|| ModelError::bad(name, value, "a list is expected"))?;
+        Ok(Some(list))
+    }
+
+    /// Which layers see a window, if config.json says it layer by layer.
+    pub fn sliding_layers(&self, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
+        const NAME: &str = "layer_types";
+        let Some(kinds) = self.json_list(NAME)? else { return Ok(None) };
+        if kinds.len() != layers {
+            return Err(ModelError::bad(
+                NAME,
+                format!("a list of {}", kinds.len()),
+                format!("there are {layers} layers"),
+            ));
+        }
+        let slides = |kind: &Value| match kind.as_str() {
+            Some("sliding_attention") => Ok(true),
+            Some("full_attention") => Ok(false),
+            _ => Err(ModelError::bad(NAME, kind, "there are full_attention and sliding_attention")),
+        };
+        kinds.iter().map(slides).collect::<Result<Vec<_>, _>>().map(Some)
     }
 
     /// Whether a layer is flagged in a GGUF file's list of flags; `None` if there is no such list.
@@ -135,13 +174,18 @@ impl<'a> Config<'a> {
         metadata.bool_at(&self.gguf_key(key), layer)
     }
 
-    pub fn gguf_str(&self, key: &str) -> Option<&'a str> {
-        self.checkpoint.metadata().str(&self.gguf_key(key))
+    /// A text of a GGUF file's metadata.
+    pub fn gguf_text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
+        let key = self.gguf_key(key);
+        match (self.checkpoint.metadata().str(&key), self.checkpoint.metadata().contains(&key)) {
+            (None, true) => Err(ModelError::bad(&key, "of another type", "a text is expected")),
+            (text, _) => Ok(text),
+        }
     }
 
     /// Refuses an activation other than those of the family.
     pub fn check_activation(&self, names: &[&str], allowed: &[&str]) -> Result<(), ModelError> {
-        match self.json(names).and_then(Value::as_str) {
+        match self.json_text(names)? {
             Some(found) if !allowed.contains(&found) => {
                 Err(ModelError::bad(names[0], found, format!("this family has {}", allowed.join(" or "))))
             }

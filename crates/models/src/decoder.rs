@@ -7,7 +7,6 @@ use exotherm_kernels::{Activation, Buf, MatId, Norm};
 
 use crate::config::Config;
 use crate::loader::{Loader, Name, name};
-use crate::rope::{RopeConfig, divided_by_file};
 use crate::{ModelError, ModelInfo};
 
 /// More layers than any model has: a file that claims more is refused before anything is made per layer.
@@ -33,12 +32,28 @@ pub(crate) struct Shape {
     pub eps: f32,
 }
 
+/// What a family's reference implementation takes where config.json is silent.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Defaults {
+    pub heads: Option<usize>,
+    pub kv_heads: Option<usize>,
+    pub head_dim: Option<usize>,
+    pub context: Option<usize>,
+    pub eps: Option<f32>,
+}
+
 impl Shape {
-    pub fn read(config: &Config, default_head_dim: Option<usize>) -> Result<Shape, ModelError> {
+    pub fn read(config: &Config, defaults: Defaults) -> Result<Shape, ModelError> {
+        // A GGUF file says everything that does not follow from the rest.
+        let defaults = if config.is_gguf() { Defaults::default() } else { defaults };
+        let or_default = |key: &str, names: &[&str], default: Option<usize>| match default {
+            Some(default) => Ok(config.try_count(key, names)?.unwrap_or(default)),
+            None => config.count(key, names),
+        };
         let width = config.count("embedding_length", &["hidden_size"])?;
-        let heads = config.count("attention.head_count", &["num_attention_heads"])?;
-        let kv_heads =
-            config.try_count("attention.head_count_kv", &["num_key_value_heads"])?.unwrap_or(heads);
+        let heads = or_default("attention.head_count", &["num_attention_heads"], defaults.heads)?;
+        let kv_heads = config.try_count("attention.head_count_kv", &["num_key_value_heads"])?;
+        let kv_heads = kv_heads.or(defaults.kv_heads).unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {
             return Err(ModelError::bad(
                 "the number of KV heads",
@@ -46,7 +61,7 @@ impl Shape {
                 format!("it must divide {heads}"),
             ));
         }
-        let head_dim = match config.try_count("attention.key_length", &["head_dim"])?.or(default_head_dim) {
+        let head_dim = match config.try_count("attention.key_length", &["head_dim"])?.or(defaults.head_dim) {
             Some(dim) => dim,
             None if width.is_multiple_of(heads) => width / heads,
             None => {
@@ -66,13 +81,9 @@ impl Shape {
             heads,
             kv_heads,
             head_dim,
-            hidden: config.try_count("feed_forward_length", &["intermediate_size"])?.unwrap_or(0),
-            context: config.count("context_length", &["max_position_embeddings"])?,
-            eps: config.positive(
-                "attention.layer_norm_rms_epsilon",
-                &["rms_norm_eps", "layer_norm_epsilon"],
-                None,
-            )?,
+            hidden: config.try_count_or_zero("feed_forward_length", &["intermediate_size"])?.unwrap_or(0),
+            context: or_default("context_length", &["max_position_embeddings"], defaults.context)?,
+            eps: config.positive("attention.layer_norm_rms_epsilon", &["rms_norm_eps"], defaults.eps)?,
         })
     }
 
@@ -109,24 +120,19 @@ pub(crate) struct Embedded {
 
 /// Records the embedding. There are as many tokens as the table has rows.
 pub(crate) fn embed(l: &mut Loader, table: Name, width: usize, scale: f32) -> Result<Embedded, ModelError> {
-    let full_name = format!("{}.weight", l.full_name(table));
-    let vocab = l.checkpoint.info(&full_name).map_or(0, |(_, shape)| shape[0]);
+    let vocab = l.rows_in_file(&format!("{}.weight", l.full_name(table)));
     let table = l.matrix(table, vocab, width)?;
     let x = l.program.buffer("residual", width);
     l.program.push(Embed { table, scale, positions: None, norm: None, out: x });
     Ok(Embedded { x, table, vocab })
 }
 
-/// Records a table of rotary angles; a GGUF file's own divisors are applied if it may have them.
-pub(crate) fn rope_table(l: &mut Loader, rope: &RopeConfig) -> Result<Buf, ModelError> {
-    let mut inv_freq = rope.inv_freq();
-    if l.is_gguf() {
-        divided_by_file(l.checkpoint, &mut inv_freq)?;
-    }
+/// Records a table of rotary angles of these frequencies, one per rotated pair.
+pub(crate) fn rope_table(l: &mut Loader, inv_freq: Vec<f32>) -> Buf {
+    let out = l.program.buffer("rope", 2 * inv_freq.len());
     let inv_freq = l.program.vector(inv_freq);
-    let out = l.program.buffer("rope", rope.dims / 2 * 2);
     l.program.push(RopeTable { inv_freq, magnitude: 1.0, out });
-    Ok(out)
+    out
 }
 
 /// What a family's attention block has.
@@ -267,12 +273,31 @@ impl FeedForward {
     }
 }
 
-/// Whether the head shares the embedding's weights: config.json says so, a GGUF file by leaving the head out.
-pub(crate) fn is_tied(l: &Loader, config: &Config, default: bool) -> bool {
-    match config.is_gguf() {
-        true => !l.checkpoint.contains("output.weight"),
-        false => config.json_flag("tie_word_embeddings", default),
+/// The name of a head of its own.
+fn head_name(l: &Loader) -> &'static str {
+    let nested = "language_model.lm_head.weight";
+    match l.is_gguf() {
+        true => "output.weight",
+        false if l.checkpoint.contains(nested) => nested,
+        false => "lm_head.weight",
     }
+}
+
+/// Whether the head shares the embedding's weights: `tied` is what config.json says, a GGUF file says it by leaving
+/// the head out. A head that is there all the same must be a copy of the embedding, or it is used.
+pub(crate) fn is_tied(l: &mut Loader, table: Name, tied: bool) -> Result<bool, ModelError> {
+    let head = head_name(l);
+    if l.is_gguf() {
+        return Ok(!l.checkpoint.contains(head));
+    }
+    if !tied || !l.checkpoint.contains(head) {
+        return Ok(tied);
+    }
+    let embedding = format!("{}.weight", l.full_name(table));
+    let shape = |name: &str| l.checkpoint.info(name).map(|(_, shape)| shape.to_vec());
+    let (Some(own), Some(shared)) = (shape(head), shape(&embedding)) else { return Ok(true) };
+    let (own, shared) = (l.checkpoint.take(head, &own)?, l.checkpoint.take(&embedding, &shared)?);
+    Ok((own.dtype(), own.shape(), own.bytes()) == (shared.dtype(), shared.shape(), shared.bytes()))
 }
 
 /// Records the final norm and the head; returns the logits' buffer.
@@ -287,12 +312,7 @@ pub(crate) fn head(
     let weight = match tied {
         true => embedded.table,
         false => {
-            let names = ["output.weight", "lm_head.weight", "language_model.lm_head.weight"];
-            let full_name = match l.is_gguf() {
-                true => names[0],
-                false if l.checkpoint.contains(names[2]) => names[2],
-                false => names[1],
-            };
+            let full_name = head_name(l);
             let tensor = l.take(full_name, &[embedded.vocab, width])?;
             l.matrix_of(full_name.into(), vec![tensor])?
         }
@@ -302,8 +322,8 @@ pub(crate) fn head(
     Ok(logits)
 }
 
-/// Tensors that checkpoints carry along and that nothing reads: rotary frequencies (they follow from the
-/// configuration) and a copy of the head beside tied embeddings.
-pub(crate) fn carried_along(tied: bool) -> impl Fn(&str) -> bool {
-    move |name| name.ends_with("rotary_emb.inv_freq") || (tied && name.ends_with("lm_head.weight"))
+/// Tensors that checkpoints carry along and that nothing reads: rotary frequencies follow from the configuration.
+/// (A copy of the head beside tied embeddings is read when it is compared with them.)
+pub(crate) fn carried_along(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq")
 }

@@ -5,7 +5,7 @@ use exotherm_kernels::Activation;
 use exotherm_kernels::ops::{Rope, RopeStyle};
 
 use crate::config::Config;
-use crate::decoder::{self, AttentionBlock, EMBEDDING, FeedForward, Shape, carried_along};
+use crate::decoder::{self, AttentionBlock, Defaults, EMBEDDING, FeedForward, Shape, carried_along};
 use crate::loader::{Loader, name};
 use crate::rope::{RopeConfig, Scaling};
 use crate::{Model, ModelError};
@@ -16,9 +16,22 @@ const PATTERN_KEY: &str = "attention.sliding_window_pattern";
 /// The model whose attention is scaled by the width per head, not by the head's size (27B).
 const LAYERS_OF_LARGEST: usize = 62;
 
+/// What config.json may leave out: the published ones of the larger models give only what differs from this.
+const DEFAULTS: Defaults = Defaults {
+    heads: Some(8),
+    kv_heads: Some(4),
+    head_dim: Some(256),
+    context: Some(131_072),
+    eps: Some(1e-6),
+};
+const WINDOW: usize = 4096;
+const GLOBAL_BASE: f32 = 1e6;
+const LOCAL_BASE: f32 = 10_000.0;
+
 struct Layers {
-    /// A window for the layers that have one.
-    windows: Vec<Option<usize>>,
+    /// Which layers see a window only; the others see everything.
+    sliding: Vec<bool>,
+    window: usize,
     local: RopeConfig,
     global: RopeConfig,
     scale: f32,
@@ -27,19 +40,19 @@ struct Layers {
 pub(crate) fn record(mut l: Loader) -> Result<Model, ModelError> {
     l.find_prefix(&["model.", "language_model.model.", "model.language_model.", ""], "embed_tokens.weight");
     let config = Config::new(l.checkpoint);
-    config.check_activation(&["hidden_activation", "hidden_act"], &["gelu_pytorch_tanh"])?;
-    let shape = Shape::read(&config, Some(256))?;
+    check_variant(&config)?;
+    let shape = Shape::read(&config, DEFAULTS)?;
     let layers = Layers::read(&config, &shape)?;
-    let soft_cap = config.try_float("final_logit_softcapping", &["final_logit_softcapping"])?;
-    let attention_soft_cap = config.try_float("attn_logit_softcapping", &["attn_logit_softcapping"])?;
-    let bias = config.json_flag("attention_bias", false);
-    let tied = decoder::is_tied(&l, &config, true);
+    let soft_cap = config.try_positive("final_logit_softcapping", &["final_logit_softcapping"])?;
+    let bias = config.json_flag("attention_bias", false)?;
+    let tied = config.json_flag("tie_word_embeddings", true)?;
+    let tied = decoder::is_tied(&mut l, EMBEDDING, tied)?;
     // The GGUF conversion adds the 1 to the stored weights.
     let norm_offset = if l.is_gguf() { 0.0 } else { 1.0 };
 
     let embedded = decoder::embed(&mut l, EMBEDDING, shape.width, (shape.width as f32).sqrt())?;
-    let local = decoder::rope_table(&mut l, &layers.local)?;
-    let global = decoder::rope_table(&mut l, &layers.global)?;
+    let local = decoder::rope_table(&mut l, layers.local.inv_freq());
+    let global = decoder::rope_table(&mut l, layers.global.inv_freq());
     let feed_forward = FeedForward {
         norm: name("ffn_norm", "layers.{i}.pre_feedforward_layernorm"),
         norm_offset,
@@ -47,9 +60,9 @@ pub(crate) fn record(mut l: Loader) -> Result<Model, ModelError> {
         post_norm: true,
         ..FeedForward::plain()
     };
-    for (layer, &window) in layers.windows.iter().enumerate() {
+    for (layer, &slides) in layers.sliding.iter().enumerate() {
         l.enter(Some(layer));
-        let table = if window.is_some() { local } else { global };
+        let table = if slides { local } else { global };
         let attention = AttentionBlock {
             norm_offset,
             qkv_bias: bias,
@@ -57,8 +70,8 @@ pub(crate) fn record(mut l: Loader) -> Result<Model, ModelError> {
             qk_norm: true,
             rope: Rope { table, style: RopeStyle::Halves },
             scale: layers.scale,
-            window,
-            soft_cap: attention_soft_cap,
+            window: slides.then_some(layers.window),
+            soft_cap: None,
             post_norm: true,
         };
         attention.record(&mut l, &shape, embedded.x)?;
@@ -68,38 +81,47 @@ pub(crate) fn record(mut l: Loader) -> Result<Model, ModelError> {
     let norm = l.rms_norm(name("output_norm", "norm"), shape.width, shape.eps, norm_offset)?;
     let logits = decoder::head(&mut l, &embedded, norm, tied, soft_cap)?;
     // The text part of a multimodal checkpoint is a whole model; its eyes are left alone.
-    let carried = carried_along(tied);
     let vision = |name: &str| name.contains("vision_tower.") || name.contains("multi_modal_projector.");
-    let may_stay = |name: &str| carried(name) || vision(name);
+    let may_stay = |name: &str| carried_along(name) || vision(name);
     l.finish(logits, &may_stay, shape.info("gemma3", embedded.vocab))
+}
+
+/// Refuses what is not Gemma 3 as its reference implementation runs it.
+fn check_variant(config: &Config) -> Result<(), ModelError> {
+    config.check_activation(&["hidden_activation", "hidden_act"], &["gelu_pytorch_tanh"])?;
+    let refuse =
+        |what: &str, why: &str| Err(ModelError::Unsupported { what: what.to_string(), why: why.to_string() });
+    if config.json_flag("use_bidirectional_attention", false)? {
+        return refuse(
+            "use_bidirectional_attention",
+            "it makes an encoder of the model, this engine generates",
+        );
+    }
+    if config.try_float("attn_logit_softcapping", &["attn_logit_softcapping"])?.is_some() {
+        return refuse(
+            "attn_logit_softcapping",
+            "Gemma 3 has none, and its reference implementation ignores it",
+        );
+    }
+    Ok(())
 }
 
 impl Layers {
     fn read(config: &Config, shape: &Shape) -> Result<Layers, ModelError> {
         let window = config.try_count("attention.sliding_window", &["sliding_window"])?;
-        let kinds = config.json(&["layer_types"]).and_then(|v| v.as_array());
-        // A GGUF file may flag every layer, or give the period, or say nothing.
-        let flagged = |layer| config.gguf_flag_of_layer(PATTERN_KEY, layer);
-        let pattern = match flagged(0) {
-            Some(_) => PATTERN,
-            None => config
-                .try_count(PATTERN_KEY, &["sliding_window_pattern", "_sliding_window_pattern"])?
-                .unwrap_or(PATTERN),
+        // A GGUF file without a window has no layer that slides.
+        let window = window.or(Some(WINDOW).filter(|_| !config.is_gguf()));
+        let sliding = match window {
+            Some(_) => Layers::sliding(config, shape.layers)?,
+            None => vec![false; shape.layers],
         };
-        let slides = |layer: usize| match (flagged(layer), kinds) {
-            (Some(flag), _) => flag,
-            (None, Some(kinds)) => kinds.get(layer).and_then(|k| k.as_str()) == Some("sliding_attention"),
-            (None, None) => !(layer + 1).is_multiple_of(pattern),
-        };
-        let windows: Vec<_> = (0..shape.layers).map(|layer| window.filter(|_| slides(layer))).collect();
-
-        let global = RopeConfig::read(config, shape.head_dim, Some("full_attention"))?;
+        let global = RopeConfig::read(config, shape.head_dim, Some("full_attention"), GLOBAL_BASE)?;
         let own = config.json(&["rope_parameters.sliding_attention"]).is_some();
         let local = match own {
-            true => RopeConfig::read(config, shape.head_dim, Some("sliding_attention"))?,
+            true => RopeConfig::read(config, shape.head_dim, Some("sliding_attention"), LOCAL_BASE)?,
             false => {
                 let base =
-                    config.positive("rope.freq_base_swa", &["rope_local_base_freq"], Some(10_000.0))?;
+                    config.positive("rope.freq_base_swa", &["rope_local_base_freq"], Some(LOCAL_BASE))?;
                 RopeConfig { base, scaling: Scaling::None, ..global }
             }
         };
@@ -108,6 +130,23 @@ impl Layers {
             true => shape.head_dim as f32,
             false => config.positive("", &["query_pre_attn_scalar"], Some(256.0))?,
         };
-        Ok(Layers { windows, local, global, scale: 1.0 / scalar.sqrt() })
+        Ok(Layers { sliding, window: window.unwrap_or(WINDOW), local, global, scale: 1.0 / scalar.sqrt() })
+    }
+
+    /// Layer by layer, or by a period, or as all published models have it.
+    fn sliding(config: &Config, layers: usize) -> Result<Vec<bool>, ModelError> {
+        let flagged = |layer| config.gguf_flag_of_layer(PATTERN_KEY, layer);
+        if flagged(0).is_some() {
+            let flags = (0..layers).map(flagged).collect::<Option<Vec<_>>>();
+            return flags.ok_or_else(|| {
+                ModelError::bad(PATTERN_KEY, "a shorter list", format!("there are {layers} layers"))
+            });
+        }
+        if let Some(sliding) = config.sliding_layers(layers)? {
+            return Ok(sliding);
+        }
+        let names = ["sliding_window_pattern", "_sliding_window_pattern"];
+        let pattern = config.try_count(PATTERN_KEY, &names)?.unwrap_or(PATTERN);
+        Ok((0..layers).map(|layer| !(layer + 1).is_multiple_of(pattern)).collect())
     }
 }

@@ -9,6 +9,8 @@ use crate::decoder::{self, Embedded, Shape};
 use crate::loader::{Loader, Name, name};
 use crate::{Model, ModelError};
 
+const EMBEDDING: Name = name("token_embd", "wte");
+
 /// What a block needs beyond its shape.
 struct Block {
     activation: Activation,
@@ -22,11 +24,12 @@ pub(crate) fn record(mut l: Loader) -> Result<Model, ModelError> {
     let shape = shape(&config)?;
     let block = Block {
         activation: activation(&config)?,
-        scale_scores: config.json_flag("scale_attn_weights", true),
-        scale_by_layer: config.json_flag("scale_attn_by_inverse_layer_idx", false),
+        scale_scores: config.json_flag("scale_attn_weights", true)?,
+        scale_by_layer: config.json_flag("scale_attn_by_inverse_layer_idx", false)?,
     };
-    let tied = decoder::is_tied(&l, &config, true);
+    let tied = config.json_flag("tie_word_embeddings", true)?;
 
+    let tied = decoder::is_tied(&mut l, EMBEDDING, tied)?;
     let embedded = embed(&mut l, &shape)?;
     for layer in 0..shape.layers {
         l.enter(Some(layer));
@@ -38,8 +41,7 @@ pub(crate) fn record(mut l: Loader) -> Result<Model, ModelError> {
     let logits = decoder::head(&mut l, &embedded, norm, tied, None)?;
     // Old checkpoints carry the causal mask of every layer as a buffer.
     let mask = |name: &str| name.ends_with("attn.bias") || name.ends_with("attn.masked_bias");
-    let may_stay = |name: &str| mask(name) || (tied && name == "lm_head.weight");
-    l.finish(logits, &may_stay, shape.info("gpt2", embedded.vocab))
+    l.finish(logits, &mask, shape.info("gpt2", embedded.vocab))
 }
 
 fn shape(config: &Config) -> Result<Shape, ModelError> {
@@ -63,17 +65,15 @@ fn shape(config: &Config) -> Result<Shape, ModelError> {
 fn activation(config: &Config) -> Result<Activation, ModelError> {
     const NAMES: &[&str] = &["activation_function"];
     config.check_activation(NAMES, &["gelu_new", "gelu_pytorch_tanh", "gelu"])?;
-    match config.json(NAMES).and_then(|v| v.as_str()) {
+    match config.json_text(NAMES)? {
         Some("gelu") => Ok(Activation::GeluErf),
         _ => Ok(Activation::GeluTanh),
     }
 }
 
 fn embed(l: &mut Loader, shape: &Shape) -> Result<Embedded, ModelError> {
-    let table = name("token_embd", "wte");
-    let full_name = format!("{}.weight", l.full_name(table));
-    let vocab = l.checkpoint.info(&full_name).map_or(0, |(_, shape)| shape[0]);
-    let table = l.matrix(table, vocab, shape.width)?;
+    let vocab = l.rows_in_file(&format!("{}.weight", l.full_name(EMBEDDING)));
+    let table = l.matrix(EMBEDDING, vocab, shape.width)?;
     let positions = l.plain_matrix(name("position_embd", "wpe"), shape.context, shape.width)?;
     l.program.limit_positions(shape.context);
     let x = l.program.buffer("residual", shape.width);

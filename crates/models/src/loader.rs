@@ -86,6 +86,11 @@ impl<'a> Loader<'a> {
         self.checkpoint.contains(&format!("{}{suffix}", self.full_name(name)))
     }
 
+    /// Rows of a tensor of the file, its outermost dimension; 0 if it is not there or has none, which `take` refuses.
+    pub fn rows_in_file(&self, full_name: &str) -> usize {
+        self.checkpoint.info(full_name).and_then(|(_, shape)| shape.first().copied()).unwrap_or(0)
+    }
+
     /// The tensor under its full name, counted.
     pub fn take(&mut self, full_name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         let tensor = self.checkpoint.take(full_name, shape)?;
@@ -131,10 +136,12 @@ impl<'a> Loader<'a> {
 
     /// Adds taken tensors as one matrix, quantized first if that was asked for.
     pub fn matrix_of(&mut self, label: String, tensors: Vec<Tensor>) -> Result<MatId, ModelError> {
-        let segments = match self.options.quantize {
-            Some(wanted) => tensors.iter().flat_map(|t| quantized(t, wanted)).collect(),
-            None => tensors,
-        };
+        let Some(wanted) = self.options.quantize else { return Ok(self.program.matrix(label, tensors)) };
+        let mut segments = Vec::new();
+        for tensor in &tensors {
+            let pieces = quantized(tensor, wanted);
+            segments.extend(pieces.ok_or_else(|| ModelError::NotFinite { name: label.clone() })?);
+        }
         Ok(self.program.matrix(label, segments))
     }
 
@@ -201,20 +208,28 @@ impl<'a> Loader<'a> {
 }
 
 /// The matrix in pieces of rows, each stored in the wanted type; a type that the row length does not allow
-/// falls back as `storage_type` says. Weights that are quantized already stay as they are.
-fn quantized(tensor: &Tensor, wanted: DType) -> Vec<Tensor> {
+/// falls back as `storage_type` says. Weights that are quantized already stay as they are. `None`: a weight is not
+/// finite, which a quantized type might hide.
+fn quantized(tensor: &Tensor, wanted: DType) -> Option<Vec<Tensor>> {
     if tensor.dtype().is_quantized() {
-        return vec![tensor.clone()];
+        return Some(vec![tensor.clone()]);
     }
     let to = storage_type(tensor.dtype(), tensor.n_in(), wanted);
     if to == tensor.dtype() {
-        return vec![tensor.clone()];
+        return Some(vec![tensor.clone()]);
     }
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let share = tensor.n_rows().div_ceil(threads);
     let encode = |start: usize| {
         let rows = tensor.rows(start..(start + share).min(tensor.n_rows()));
-        rows.encoded(to).unwrap_or(rows)
+        let mut row = vec![0.0; rows.n_in()];
+        for i in 0..rows.n_rows() {
+            rows.decode_row(i, &mut row);
+            if !row.iter().all(|v| v.is_finite()) {
+                return None;
+            }
+        }
+        rows.encoded(to)
     };
     let pieces = std::thread::scope(|scope| {
         let encode = &encode;

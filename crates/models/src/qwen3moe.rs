@@ -5,12 +5,15 @@ use exotherm_kernels::{Activation, Buf, MatId};
 use exotherm_tensor::Tensor;
 
 use crate::config::Config;
-use crate::decoder::{self, EMBEDDING, FeedForward, Shape, carried_along};
+use crate::decoder::{self, Defaults, EMBEDDING, FeedForward, Shape, carried_along};
 use crate::loader::{Loader, name};
-use crate::qwen2::windows;
+use crate::qwen2::asked_window;
 use crate::qwen3;
 use crate::rope::RopeConfig;
 use crate::{Model, ModelError, ModelInfo};
+
+/// Far more experts per token than any model uses; choosing takes time and memory in proportion.
+const MOST_USED: usize = 256;
 
 struct Experts {
     count: usize,
@@ -23,20 +26,22 @@ pub(crate) fn record(mut l: Loader) -> Result<Model, ModelError> {
     l.find_prefix(&["model.", ""], "embed_tokens.weight");
     let config = Config::new(l.checkpoint);
     config.check_activation(&["hidden_act"], &["silu"])?;
-    let shape = Shape::read(&config, Some(128))?;
+    let shape = Shape::read(&config, Defaults { head_dim: Some(128), ..Defaults::default() })?;
     let experts = Experts::read(&config)?;
     let sparse = sparse_layers(&l, &config, shape.layers)?;
-    let rope = RopeConfig::read(&config, shape.head_dim, None)?;
-    let tied = decoder::is_tied(&l, &config, false);
-    let windows = windows(&config, shape.layers)?;
-    let bias = config.json_flag("attention_bias", false);
+    let rope = RopeConfig::read(&config, shape.head_dim, None, 10_000.0)?;
+    // Unlike the dense families, this one slides in all layers if it slides at all.
+    let window = asked_window(&config)?;
+    let bias = config.json_flag("attention_bias", false)?;
+    let tied = config.json_flag("tie_word_embeddings", false)?;
 
+    let tied = decoder::is_tied(&mut l, EMBEDDING, tied)?;
     let embedded = decoder::embed(&mut l, EMBEDDING, shape.width, 1.0)?;
-    let table = decoder::rope_table(&mut l, &rope)?;
-    for (layer, &window) in windows.iter().enumerate() {
+    let table = decoder::rope_table(&mut l, rope.inv_freq());
+    for (layer, &is_sparse) in sparse.iter().enumerate() {
         l.enter(Some(layer));
         qwen3::attention(&shape, table, bias, window).record(&mut l, &shape, embedded.x)?;
-        match sparse[layer] {
+        match is_sparse {
             true => experts.record(&mut l, &shape, embedded.x)?,
             false => FeedForward::plain().record(&mut l, &shape, embedded.x)?,
         }
@@ -50,7 +55,7 @@ pub(crate) fn record(mut l: Loader) -> Result<Model, ModelError> {
         hidden: experts.hidden,
         ..shape.info("qwen3moe", embedded.vocab)
     };
-    l.finish(logits, &carried_along(tied), info)
+    l.finish(logits, &carried_along, info)
 }
 
 /// Which layers have experts: config.json excepts some by number or by a step, a GGUF file has no router there.
@@ -61,7 +66,7 @@ fn sparse_layers(l: &Loader, config: &Config, layers: usize) -> Result<Vec<bool>
             .collect());
     }
     let step = config.try_count("", &["decoder_sparse_step"])?.unwrap_or(1);
-    let dense = config.json(&["mlp_only_layers"]).and_then(|v| v.as_array());
+    let dense = config.json_list("mlp_only_layers")?;
     let is_dense = |i: usize| dense.is_some_and(|d| d.iter().any(|v| v.as_u64() == Some(i as u64)));
     Ok((0..layers).map(|i| !is_dense(i) && (i + 1).is_multiple_of(step)).collect())
 }
@@ -70,12 +75,13 @@ impl Experts {
     fn read(config: &Config) -> Result<Experts, ModelError> {
         let count = config.count("expert_count", &["num_experts", "num_local_experts"])?;
         let used = config.count("expert_used_count", &["num_experts_per_tok"])?;
-        if used > count {
-            return Err(ModelError::bad("the experts used", used, format!("there are only {count}")));
+        if used > count.min(MOST_USED) {
+            let most = count.min(MOST_USED);
+            return Err(ModelError::bad("the experts used", used, format!("at most {most} can be")));
         }
         let hidden = config.count("expert_feed_forward_length", &["moe_intermediate_size"])?;
         // GGUF files do not say; every Qwen3-MoE that was published renormalises.
-        let renormalize = config.is_gguf() || config.json_flag("norm_topk_prob", false);
+        let renormalize = config.is_gguf() || config.json_flag("norm_topk_prob", false)?;
         Ok(Experts { count, used, hidden, renormalize })
     }
 

@@ -52,35 +52,40 @@ impl RopeConfig {
 
     /// Reads base, dims and scaling. `kind` names the kind of layer where `rope_parameters` has one set per
     /// kind (`full_attention`, `sliding_attention`).
-    pub fn read(config: &Config, head_dim: usize, kind: Option<&str>) -> Result<RopeConfig, ModelError> {
-        let per_kind = kind.map(|kind| format!("rope_parameters.{kind}"));
-        let parameters = per_kind
-            .as_deref()
-            .and_then(|path| config.json(&[path]))
-            .or_else(|| config.json(&["rope_parameters"]).filter(|p| p.get("rope_theta").is_some()));
-        let base = match parameters.and_then(|p| p.get("rope_theta")).and_then(Value::as_f64) {
-            Some(base) if base > 0.0 && base.is_finite() => base as f32,
-            Some(base) => return Err(ModelError::bad("rope_theta", base, "a number above zero is expected")),
-            None => config.positive("rope.freq_base", &["rope_theta"], Some(10_000.0))?,
+    pub fn read(
+        config: &Config,
+        head_dim: usize,
+        kind: Option<&str>,
+        default_base: f32,
+    ) -> Result<RopeConfig, ModelError> {
+        const PARAMETERS: &str = "rope_parameters";
+        let per_kind = kind.map(|kind| format!("{PARAMETERS}.{kind}"));
+        let own = per_kind.as_deref().and_then(|path| config.json(&[path]));
+        // Sets per kind are no parameters themselves.
+        let flat = config.json(&[PARAMETERS]).filter(|p| !p.as_object().is_some_and(holds_sets));
+        let place = if own.is_some() { per_kind.as_deref().unwrap_or(PARAMETERS) } else { PARAMETERS };
+        let names = [&format!("{place}.rope_theta"), "rope_theta"];
+        // A GGUF file that is silent means the first models' base, whatever its family.
+        let default_base = if config.is_gguf() { 10_000.0 } else { default_base };
+        let base = config.positive("rope.freq_base", &names, Some(default_base))?;
+        let scaling = match config.is_gguf() {
+            true => gguf_scaling(config)?,
+            false => json_scaling(own.or(flat).or_else(|| config.json(&["rope_scaling"])))?,
         };
-        let scaling = if config.is_gguf() {
-            gguf_scaling(config)?
-        } else {
-            json_scaling(parameters.or_else(|| config.json(&["rope_scaling"])))?
-        };
-        Ok(RopeConfig { base, scaling, dims: rotated_dims(config, parameters, head_dim)? })
+        Ok(RopeConfig { base, scaling, dims: rotated_dims(config, place, head_dim)? })
     }
 }
 
-fn rotated_dims(config: &Config, parameters: Option<&Value>, head_dim: usize) -> Result<usize, ModelError> {
-    let share = parameters.and_then(|p| p.get("partial_rotary_factor")).and_then(Value::as_f64);
-    let share = match share {
-        Some(share) => share as f32,
-        None => config.try_float("", &["partial_rotary_factor"])?.unwrap_or(1.0),
-    };
-    let dims = match config.is_gguf() {
-        true => config.try_count("rope.dimension_count", &[])?.unwrap_or(head_dim),
-        false => (head_dim as f32 * share) as usize,
+fn holds_sets(parameters: &serde_json::Map<String, Value>) -> bool {
+    parameters.values().any(Value::is_object)
+}
+
+fn rotated_dims(config: &Config, place: &str, head_dim: usize) -> Result<usize, ModelError> {
+    let dims = if config.is_gguf() {
+        config.try_count("rope.dimension_count", &[])?.unwrap_or(head_dim)
+    } else {
+        let names = [&format!("{place}.partial_rotary_factor"), "partial_rotary_factor"];
+        (head_dim as f32 * config.try_float("", &names)?.unwrap_or(1.0)) as usize
     };
     match dims > 0 && dims <= head_dim && dims.is_multiple_of(2) {
         true => Ok(dims),
@@ -100,12 +105,15 @@ fn factor_above_zero(key: &str, factor: Option<f32>) -> Result<f32, ModelError> 
     }
 }
 
+/// A factor of 0 means none; older files give it under another key, and a factor without a type is a linear one.
 fn gguf_scaling(config: &Config) -> Result<Scaling, ModelError> {
-    let factor = config.try_float("rope.scaling.factor", &[])?;
-    match config.gguf_str("rope.scaling.type") {
-        None | Some("none") => Ok(Scaling::None),
-        Some("linear") => Ok(Scaling::Linear { factor: factor_above_zero("rope.scaling.factor", factor)? }),
-        Some(other) => Err(unsupported(other)),
+    const KEY: &str = "rope.scaling.factor";
+    let given = |key| Ok::<_, ModelError>(config.try_float(key, &[])?.filter(|&factor| factor != 0.0));
+    let factor = given(KEY)?.or(given("rope.scale_linear")?);
+    match (config.gguf_text("rope.scaling.type")?, factor) {
+        (Some("none"), _) | (None, None) => Ok(Scaling::None),
+        (Some("linear") | None, factor) => Ok(Scaling::Linear { factor: factor_above_zero(KEY, factor)? }),
+        (Some(other), _) => Err(unsupported(other)),
     }
 }
 
@@ -118,13 +126,27 @@ fn unsupported(kind: &str) -> ModelError {
 
 fn json_scaling(scaling: Option<&Value>) -> Result<Scaling, ModelError> {
     let Some(scaling) = scaling else { return Ok(Scaling::None) };
-    let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
-    let number = |key: &str| scaling.get(key).and_then(Value::as_f64).map(|v| v as f32);
-    let needed = |key: &str| factor_above_zero(key, number(key));
+    if !scaling.is_object() {
+        return Err(ModelError::bad("rope_scaling", scaling, "an object is expected"));
+    }
+    let given = |key: &str| scaling.get(key).filter(|v| !v.is_null());
+    let kind = match given("rope_type").or_else(|| given("type")) {
+        Some(kind) => {
+            kind.as_str().ok_or_else(|| ModelError::bad("rope_type", kind, "a text is expected"))?
+        }
+        None => "default",
+    };
+    let needed = |key: &str| {
+        let number = |v: &Value| {
+            let number = v.as_f64().map(|v| v as f32);
+            number.ok_or_else(|| ModelError::bad(key, v, "a number is expected"))
+        };
+        factor_above_zero(key, given(key).map(number).transpose()?)
+    };
     match kind {
-        None | Some("default") => Ok(Scaling::None),
-        Some("linear") => Ok(Scaling::Linear { factor: needed("factor")? }),
-        Some("llama3") => {
+        "default" => Ok(Scaling::None),
+        "linear" => Ok(Scaling::Linear { factor: needed("factor")? }),
+        "llama3" => {
             let (low, high) = (needed("low_freq_factor")?, needed("high_freq_factor")?);
             if high <= low {
                 return Err(ModelError::bad("high_freq_factor", high, "it must be above low_freq_factor"));
@@ -132,7 +154,7 @@ fn json_scaling(scaling: Option<&Value>) -> Result<Scaling, ModelError> {
             let (factor, original) = (needed("factor")?, needed("original_max_position_embeddings")?);
             Ok(Scaling::Llama3 { factor, low, high, original })
         }
-        Some(other) => Err(unsupported(other)),
+        other => Err(unsupported(other)),
     }
 }
 

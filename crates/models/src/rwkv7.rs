@@ -81,7 +81,7 @@ impl Shape {
             false => ("emb.weight", "blocks.0.ffn.key.weight", "blocks.{i}.att.r_k"),
         };
         let embedding = dims(embedding).filter(|d| d.len() == 2).ok_or_else(|| missing(embedding))?;
-        let hidden = dims(key).ok_or_else(|| missing(key))?[0];
+        let hidden = l.rows_in_file(key);
         let (vocab, width) = (embedding[0], embedding[1]);
         let layers =
             (0..).take_while(|i| l.checkpoint.contains(&some.replace("{i}", &i.to_string()))).count();
@@ -248,10 +248,11 @@ fn pair(
     let up_name = name(&names[2].0, &names[2].1);
     let (down, up) = if l.is_gguf() {
         let stored = format!("{}.weight", l.full_name(down_name));
-        let rank = l.checkpoint.info(&stored).map_or(1, |(_, shape)| shape[0]);
+        let rank = l.rows_in_file(&stored);
         (l.plain_matrix(down_name, rank, s.width)?, l.plain_matrix(up_name, s.width, rank)?)
     } else {
-        let rank = l.checkpoint.info(&l.full_name(up_name)).map_or(1, |(_, shape)| shape[0]);
+        let stored = l.checkpoint.info(&l.full_name(down_name));
+        let rank = stored.and_then(|(_, shape)| shape.get(1).copied()).unwrap_or(0);
         (transposed(l, down_name, rank, s.width)?, transposed(l, up_name, s.width, rank)?)
     };
     Ok(LoraPair { x_at, down, middle, up, bias, out })

@@ -1,79 +1,22 @@
 //! Every family against the logits of an independent implementation (see golden/README.md), on each backend,
 //! with the prompt in one chunk, in many chunks, and token by token.
 
-use std::path::{Path, PathBuf};
+mod common;
 
+use std::path::Path;
+
+use exotherm_kernels::Backend;
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{BLOCK, Backend, Batch, KvType, Limits, Program};
-use exotherm_models::{LoadOptions, load};
-use exotherm_weights::Checkpoint;
+
+use common::{Expected, expected, golden_dir, logits, open};
 
 /// Largest difference of a logit that is let pass. The implementations differ by up to 1e-5; 1e-3 would hide one GELU
 /// taken for the other.
 const TOLERANCE: f32 = 1e-4;
 
-struct Expected {
-    tokens: Vec<u32>,
-    positions: Vec<usize>,
-    logits: Vec<Vec<f32>>,
-}
-
-fn golden_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
-}
-
-fn expected(case: &Path) -> Expected {
-    let text = std::fs::read_to_string(case.join("expected.json")).expect("a case has expected.json");
-    let json: serde_json::Value = serde_json::from_str(&text).expect("expected.json is JSON");
-    let numbers = |v: &serde_json::Value| -> Vec<f64> {
-        v.as_array().expect("an array").iter().map(|v| v.as_f64().expect("a number")).collect()
-    };
-    Expected {
-        tokens: numbers(&json["tokens"]).iter().map(|&v| v as u32).collect(),
-        positions: numbers(&json["positions"]).iter().map(|&v| v as usize).collect(),
-        logits: json["logits"]
-            .as_array()
-            .expect("rows of logits")
-            .iter()
-            .map(|row| numbers(row).iter().map(|&v| v as f32).collect())
-            .collect(),
-    }
-}
-
-/// The logits at `positions` with the prompt cut into chunks of `chunk` tokens. Blocks are handed out backwards, so
-/// that a block table that is not followed shows.
-fn logits(backend: &dyn Backend, program: &Program, want: &Expected, chunk: usize) -> Vec<Vec<f32>> {
-    let n = want.tokens.len();
-    let blocks = n.div_ceil(BLOCK);
-    let limits =
-        Limits { rows: chunk, logit_rows: chunk, blocks: blocks + 1, slots: 2, kv_type: KvType::F32 };
-    let mut executor = backend.compile(program, &limits).expect("the golden models fit");
-    let table: Vec<u32> = (0..blocks as u32).rev().collect();
-    let width = program.buffer(program.logits()).width;
-    let mut all = Vec::new();
-    for (i, tokens) in want.tokens.chunks(chunk).enumerate() {
-        let start = i * chunk;
-        let mut batch = Batch::default();
-        batch.push_span(tokens, start as u32, &table, 1);
-        let wanted: Vec<usize> =
-            (0..tokens.len()).filter(|row| want.positions.contains(&(start + row))).collect();
-        wanted.iter().for_each(|&row| batch.want_logits(row as u32));
-        executor.run(&batch).expect("the batch is within the limits");
-        all.extend(executor.logits().chunks(width).map(<[f32]>::to_vec));
-    }
-    all
-}
-
-fn open(path: &Path) -> Program {
-    let mut checkpoint = Checkpoint::open(path).unwrap_or_else(|e| panic!("{e}"));
-    load(&mut checkpoint, &LoadOptions::default())
-        .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-        .program
-}
-
 fn check(path: &Path, want: &Expected) {
-    let program = open(path);
+    let program = open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).program;
     let n = want.tokens.len();
     let backends: [Box<dyn Backend>; 2] = [Box::new(ReferenceBackend), Box::new(CpuBackend::new(2))];
     for backend in backends {

@@ -1,58 +1,12 @@
 //! What a model's files can have wrong ends in an error that names it, never in a guess.
 
-use std::path::{Path, PathBuf};
+mod common;
 
-use exotherm_models::{LoadOptions, Model, ModelError, load};
+use common::{Edited, assert_names, golden, open};
+use exotherm_models::{LoadOptions, load};
 use exotherm_tensor::DType;
 use exotherm_weights::Checkpoint;
 use serde_json::{Value, json};
-
-fn golden(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
-}
-
-fn open(path: &Path) -> Result<Model, ModelError> {
-    load(&mut Checkpoint::open(path)?, &LoadOptions::default())
-}
-
-/// Why a copy of a case is refused after `edit` of its config.json.
-fn refusal_of_config(case: &str, edit: impl Fn(&mut Value)) -> String {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let text = std::fs::read_to_string(golden(case).join("config.json")).expect("config.json");
-    let mut config: Value = serde_json::from_str(&text).expect("JSON");
-    edit(&mut config);
-    std::fs::write(dir.path().join("config.json"), config.to_string()).expect("a small file");
-    std::fs::copy(golden(case).join("model.safetensors"), dir.path().join("model.safetensors"))
-        .expect("a copy");
-    match open(dir.path()) {
-        Ok(_) => panic!("{case} was let pass with {config}"),
-        Err(error) => error.to_string(),
-    }
-}
-
-/// The case's safetensors with every `from` in the header (names, shapes) replaced by a `to` of the same length.
-fn with_header_edited(case: &str, from: &str, to: &str) -> tempfile::TempDir {
-    assert_eq!(from.len(), to.len());
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let mut bytes = std::fs::read(golden(case).join("model.safetensors")).expect("the model");
-    let header_len = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
-    let header = String::from_utf8(bytes[8..8 + header_len].to_vec()).expect("UTF-8");
-    assert!(header.contains(from), "{from} is not in the header");
-    bytes[8..8 + header_len].copy_from_slice(header.replace(from, to).as_bytes());
-    std::fs::write(dir.path().join("model.safetensors"), bytes).expect("a small file");
-    let config = golden(case).join("config.json");
-    if config.exists() {
-        std::fs::copy(config, dir.path().join("config.json")).expect("a copy");
-    }
-    dir
-}
-
-#[track_caller]
-fn assert_names(error: &str, words: &[&str]) {
-    for word in words {
-        assert!(error.contains(word), "{word:?} is not in: {error}");
-    }
-}
 
 #[test]
 fn bad_configurations_name_the_key() {
@@ -78,49 +32,64 @@ fn bad_configurations_name_the_key() {
         ("gpt2", |c| c["n_head"] = json!(5), &["heads", "5"]),
     ];
     for (case, edit, words) in cases {
-        assert_names(&refusal_of_config(case, edit), words);
+        let mut edited = Edited::of(case);
+        edit(&mut edited.config);
+        assert_names(&edited.refusal(), words);
     }
 }
 
 #[test]
 fn a_missing_key_is_named_with_its_place() {
-    let error = refusal_of_config("qwen2", |c| {
-        c.as_object_mut().expect("an object").remove("num_attention_heads");
-    });
+    let error = Edited::of("qwen2").without(&["num_attention_heads"]).refusal();
     assert_names(&error, &["num_attention_heads", "config.json"]);
 }
 
 #[test]
 fn a_tensor_under_another_name_is_missing() {
-    let dir = with_header_edited("qwen3", "layers.1.self_attn.q_norm", "layers.1.self_attn.q_morn");
-    assert_names(
-        &open(dir.path()).err().expect("refused").to_string(),
-        &["model.layers.1.self_attn.q_norm.weight"],
-    );
+    let edited = Edited::of("qwen3").renamed("layers.1.self_attn.q_norm", "layers.1.self_attn.q_normal");
+    assert_names(&edited.refusal(), &["model.layers.1.self_attn.q_norm.weight"]);
 }
 
 #[test]
 fn a_leftover_tensor_is_named() {
     // Without its flag the biases of llama-linear-tied are read by nothing.
-    let error = refusal_of_config("llama-linear-tied", |c| c["mlp_bias"] = json!(false));
+    let error = Edited::of("llama-linear-tied").set("mlp_bias", json!(false)).refusal();
     assert_names(&error, &["mlp", "bias"]);
     // Fewer layers than the file has.
-    let error = refusal_of_config("qwen2", |c| c["num_hidden_layers"] = json!(1));
+    let edited = Edited::of("qwen2").set("num_hidden_layers", json!(1));
+    let error = edited.without(&["layer_types"]).refusal();
     assert_names(&error, &["layers.1."]);
 }
 
 #[test]
 fn a_wrong_shape_is_named_with_both_shapes() {
-    let error = refusal_of_config("qwen2", |c| c["intermediate_size"] = json!(7));
+    let error = Edited::of("qwen2").set("intermediate_size", json!(7)).refusal();
     assert_names(&error, &["mlp.gate_proj.weight", "7"]);
 }
 
 #[test]
 fn rwkv_shapes_must_fit_together() {
-    let dir = with_header_edited("rwkv7", "blocks.1.att.k_a", "blocks.1.att.k_b");
-    assert_names(&open(dir.path()).err().expect("refused").to_string(), &["blocks.1.att.k_a"]);
-    let dir = with_header_edited("rwkv7", "blocks.2.att.r_k", "blocks.9.att.r_k");
-    assert_names(&open(dir.path()).err().expect("refused").to_string(), &["blocks.2."]);
+    let edited = Edited::of("rwkv7").renamed("blocks.1.att.k_a", "blocks.1.att.k_b");
+    assert_names(&edited.refusal(), &["blocks.1.att.k_a"]);
+    let edited = Edited::of("rwkv7").renamed("blocks.2.att.r_k", "blocks.9.att.r_k");
+    assert_names(&edited.refusal(), &["blocks.2."]);
+}
+
+#[test]
+fn a_scalar_in_place_of_a_matrix_is_a_wrong_shape() {
+    let cases = [
+        ("llama-rope3", "model.embed_tokens.weight"),
+        ("llama-rope3", "model.layers.0.mlp.up_proj.weight"),
+        ("gpt2", "transformer.wte.weight"),
+        ("rwkv7", "emb.weight"),
+        ("rwkv7", "blocks.0.ffn.key.weight"),
+        ("rwkv7", "blocks.0.att.w2"),
+        ("rwkv7", "blocks.0.att.r_k"),
+    ];
+    for (case, name) in cases {
+        let error = Edited::of(case).scalar(name).refusal();
+        assert!(error.contains(name) || error.contains("head size"), "{error}");
+    }
 }
 
 #[test]

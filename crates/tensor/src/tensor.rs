@@ -113,21 +113,6 @@ impl Tensor {
         }
     }
 
-    /// The same elements under another shape of as many; the innermost dimension may change only where
-    /// elements are not grouped in blocks.
-    pub fn reshaped(&self, shape: &[usize]) -> Result<Tensor, TensorError> {
-        if byte_size(self.dtype, shape)? != self.range.len() {
-            return Err(TensorError::OutOfBounds {
-                dtype: self.dtype,
-                shape: shape.to_vec(),
-                need: byte_size(self.dtype, shape)?,
-                offset: 0,
-                have: self.range.len(),
-            });
-        }
-        Ok(Tensor { shape: shape.to_vec(), ..self.clone() })
-    }
-
     /// Decodes row `row` into `out`, which holds `n_in` elements.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
         let per_row = self.row_bytes();

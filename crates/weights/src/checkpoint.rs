@@ -33,8 +33,6 @@ pub struct Checkpoint {
     config: Option<Value>,
     generation_config: Option<Value>,
     mappings: Vec<Arc<Mapping>>,
-    /// Where the tensor data of each file begins.
-    data_starts: Vec<usize>,
     table: Table,
 }
 
@@ -88,7 +86,6 @@ impl Checkpoint {
             config: None,
             generation_config: None,
             mappings: Vec::new(),
-            data_starts: Vec::new(),
             table: Table::default(),
         }
     }
@@ -115,7 +112,7 @@ impl Checkpoint {
     fn add_gguf(&mut self, mapping: Mapping) -> Result<Option<Metadata>, WeightsError> {
         let mapping = Arc::new(mapping);
         let header = gguf::parse(&mapping, self.mappings.len())?;
-        self.add_file(mapping, header.tensors, header.data_start)?;
+        self.add_file(mapping, header.tensors)?;
         if self.mappings.len() == 1 {
             self.metadata = header.metadata;
             return Ok(None);
@@ -125,16 +122,10 @@ impl Checkpoint {
 
     fn add_safetensors(&mut self, mapping: Mapping) -> Result<(), WeightsError> {
         let entries = safetensors::parse(&mapping, self.mappings.len())?;
-        let data_start = entries.first().map_or(mapping.bytes().len(), |e| e.range.start);
-        self.add_file(Arc::new(mapping), entries, data_start)
+        self.add_file(Arc::new(mapping), entries)
     }
 
-    fn add_file(
-        &mut self,
-        mapping: Arc<Mapping>,
-        entries: Vec<Entry>,
-        data_start: usize,
-    ) -> Result<(), WeightsError> {
+    fn add_file(&mut self, mapping: Arc<Mapping>, entries: Vec<Entry>) -> Result<(), WeightsError> {
         for entry in entries {
             if let Err(entry) = self.table.insert(entry) {
                 let reason = format!("tensor {:?} stands in this model twice", entry.name);
@@ -142,7 +133,6 @@ impl Checkpoint {
             }
         }
         self.mappings.push(mapping);
-        self.data_starts.push(data_start);
         Ok(())
     }
 
@@ -287,10 +277,10 @@ impl Checkpoint {
         self.format == Format::Gguf && self.table.entries().is_empty()
     }
 
-    /// Lets go of the memory that reading the headers and the metadata took; both stay readable.
-    pub fn give_back_metadata(&self) {
-        for (mapping, &data_start) in self.mappings.iter().zip(&self.data_starts) {
-            mapping.give_back(0..data_start);
+    /// Lets go of the memory that reading the files took; all of it stays readable.
+    pub fn give_back(&self) {
+        for mapping in &self.mappings {
+            mapping.give_back(0..mapping.bytes().len());
         }
     }
 
@@ -304,7 +294,7 @@ impl Checkpoint {
     }
 
     /// Lets go of the memory that reading a tensor took.
-    pub(crate) fn give_back(&self, entry: &Entry) {
+    pub(crate) fn give_back_tensor(&self, entry: &Entry) {
         self.mappings[entry.file].give_back(entry.range.clone());
     }
 }

@@ -50,8 +50,6 @@ const OTHER_TYPES: [(u32, &str); 22] = [
 pub(crate) struct Header {
     pub metadata: Metadata,
     pub tensors: Vec<Entry>,
-    /// Where the tensor data begins; everything before it is header.
-    pub data_start: usize,
 }
 
 pub(crate) fn parse(mapping: &Arc<Mapping>, file: usize) -> Result<Header, WeightsError> {
@@ -68,7 +66,7 @@ pub(crate) fn parse(mapping: &Arc<Mapping>, file: usize) -> Result<Header, Weigh
     }
     let header_end = cursor.at;
     if n_tensors == 0 {
-        return Ok(Header { metadata, tensors, data_start: header_end });
+        return Ok(Header { metadata, tensors });
     }
     let data_start = usize::try_from(alignment)
         .ok()
@@ -76,7 +74,7 @@ pub(crate) fn parse(mapping: &Arc<Mapping>, file: usize) -> Result<Header, Weigh
         .filter(|&start| start <= mapping.bytes().len())
         .ok_or_else(|| cursor.fault("it ends before its tensor data begins"))?;
     place(&cursor, &mut tensors, data_start)?;
-    Ok(Header { metadata, tensors, data_start })
+    Ok(Header { metadata, tensors })
 }
 
 /// Magic, version and the two counts.

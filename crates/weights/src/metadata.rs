@@ -28,20 +28,20 @@ pub(crate) enum Kind {
     F64,
 }
 
-const KINDS: [(Kind, &str, usize); 13] = [
-    (Kind::U8, "u8", 1),
-    (Kind::I8, "i8", 1),
-    (Kind::U16, "u16", 2),
-    (Kind::I16, "i16", 2),
-    (Kind::U32, "u32", 4),
-    (Kind::I32, "i32", 4),
-    (Kind::F32, "f32", 4),
-    (Kind::Bool, "bool", 1),
-    (Kind::Text, "string", 0),
-    (Kind::Array, "array", 0),
-    (Kind::U64, "u64", 8),
-    (Kind::I64, "i64", 8),
-    (Kind::F64, "f64", 8),
+const KINDS: [(Kind, usize); 13] = [
+    (Kind::U8, 1),
+    (Kind::I8, 1),
+    (Kind::U16, 2),
+    (Kind::I16, 2),
+    (Kind::U32, 4),
+    (Kind::I32, 4),
+    (Kind::F32, 4),
+    (Kind::Bool, 1),
+    (Kind::Text, 0),
+    (Kind::Array, 0),
+    (Kind::U64, 8),
+    (Kind::I64, 8),
+    (Kind::F64, 8),
 ];
 
 impl Kind {
@@ -53,13 +53,9 @@ impl Kind {
         self as u32
     }
 
-    pub(crate) fn name(self) -> &'static str {
-        KINDS[self as usize].1
-    }
-
     /// Bytes of one value; `None` for those of varying length.
     pub(crate) fn width(self) -> Option<usize> {
-        Some(KINDS[self as usize].2).filter(|&width| width > 0)
+        Some(KINDS[self as usize].1).filter(|&width| width > 0)
     }
 
     /// Reads one value at the start of `bytes` and says how many bytes it took.
@@ -168,11 +164,6 @@ impl<'a> Array<'a> {
 
     pub fn is_empty(self) -> bool {
         self.len == 0
-    }
-
-    /// The type of its elements, such as `string` or `f32`.
-    pub fn element_type(self) -> &'static str {
-        self.kind.name()
     }
 
     pub fn iter(self) -> impl Iterator<Item = Value<'a>> + Clone {
@@ -317,30 +308,12 @@ impl Metadata {
         self.array(key)?.all(|v| i32::try_from(v.as_i64()?).ok())
     }
 
-    /// An array of integers of any width, none of them negative.
-    pub fn u64s(&self, key: &str) -> Option<impl Iterator<Item = u64>> {
-        self.array(key)?.all(Value::as_u64)
-    }
-
-    /// A value given once for all layers or in an array with one for each (head counts, widths).
-    pub fn u64_at(&self, key: &str, layer: usize) -> Option<u64> {
-        self.at(key, layer)?.as_u64()
-    }
-
-    /// Like `u64_at`.
-    pub fn f32_at(&self, key: &str, layer: usize) -> Option<f32> {
-        self.at(key, layer)?.as_f32()
-    }
-
-    /// Like `u64_at`.
+    /// A flag given once for all layers or in an array with one for each.
     pub fn bool_at(&self, key: &str, layer: usize) -> Option<bool> {
-        self.at(key, layer)?.as_bool()
-    }
-
-    fn at(&self, key: &str, layer: usize) -> Option<Value<'_>> {
-        match self.get(key)? {
-            Value::Array(array) => array.get(layer),
-            scalar => Some(scalar),
-        }
+        let flag = match self.get(key)? {
+            Value::Array(array) => array.get(layer)?,
+            scalar => scalar,
+        };
+        flag.as_bool()
     }
 }

@@ -138,7 +138,7 @@ pub fn quantize_gguf(
             }
             Failure::Weights(e) => e,
         })?;
-        source.give_back(entry);
+        source.give_back_tensor(entry);
     }
     job.sink.finish()?;
     Ok(summary)

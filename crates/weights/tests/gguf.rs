@@ -55,15 +55,11 @@ fn arrays_read_as_the_gguf_package_wrote_them() {
     assert_eq!(m.array("array.strings").and_then(|a| a.get(2)?.as_bytes()), Some("▁the".as_bytes()));
     assert_eq!(m.i32s("array.i32").expect("i32s").collect::<Vec<_>>(), [1, -2, 3]);
     assert_eq!(m.f32s("array.f32").expect("f32s").collect::<Vec<_>>(), [0.5, -0.25]);
-    assert_eq!(m.u64s("array.u8").expect("u64s").collect::<Vec<_>>(), [1, 2, 255]);
     assert_eq!(m.i32s("array.u8").expect("i32s").collect::<Vec<_>>(), [1, 2, 255]);
-    assert!(m.u64s("array.i32").is_none(), "one of them is negative");
     assert!(m.f32s("array.i32").is_none() && m.strings("array.i32").is_none());
-    assert_eq!(m.array("array.bool").map(|a| (a.len(), a.element_type())), Some((3, "bool")));
+    assert_eq!(m.array("array.bool").map(|a| a.len()), Some(3));
     assert_eq!(m.bool_at("array.bool", 1), Some(false));
     assert_eq!(m.bool_at("array.bool", 3), None);
-    assert_eq!(m.u64_at("array.u8", 2), Some(255));
-    assert_eq!(m.u64_at("kind.u8", 17), Some(200), "a scalar holds for every layer");
 }
 
 #[test]
@@ -71,7 +67,7 @@ fn every_type_of_tensor_reads_as_the_gguf_package_wrote_it() {
     let mut checkpoint = Checkpoint::open(&sample()).expect("opened");
     assert_eq!(checkpoint.format(), Format::Gguf);
     assert_eq!(checkpoint.names().count(), DType::all().count());
-    checkpoint.give_back_metadata();
+    checkpoint.give_back();
     for (t, dtype) in DType::all().enumerate() {
         let name = format!("tensor.{dtype}");
         assert_eq!(checkpoint.info(&name), Some((dtype, &[2, 256][..])));
@@ -120,7 +116,7 @@ fn our_writer_writes_what_our_reader_reads() {
     assert_eq!(m.str("kind.string"), Some("naïve ☃"));
     assert_eq!(m.strings("new.texts").expect("strings").collect::<Vec<_>>(), pieces);
     assert_eq!(m.i32s("new.i32s").expect("i32s").collect::<Vec<_>>(), [-1, 2]);
-    assert_eq!(m.u64s("new.u32s").expect("u64s").count(), 0);
+    assert_eq!(m.array("new.u32s").map(|a| a.len()), Some(0));
     assert_eq!((m.u64("new.u64"), m.i64("new.i32")), (Some(1 << 40), Some(-5)));
     for (t, dtype) in DType::all().enumerate() {
         let tensor = copy.take(&format!("w.{dtype}"), &[3, 512]).expect("taken");

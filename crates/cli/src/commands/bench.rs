@@ -61,7 +61,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     let begin = Instant::now();
     let mut checkpoint = model::open(cx, &args.model)?;
     let model = model::record(&mut checkpoint, args.quantize.quantize)?;
-    checkpoint.give_back_metadata();
+    checkpoint.give_back();
     drop(checkpoint);
     let threads = args.compute.threads();
     // A test's last token is not run, but has its place in the context.
@@ -69,16 +69,18 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     let config = EngineConfig { kv_type: args.kv_type, ..EngineConfig::new(ctx) };
     let mut engine = Engine::new(&model.program, &*model::backend(&args.compute), config)?;
     let load_s = begin.elapsed().as_secs_f64();
+    let (vocab, weight_bytes) = (model.program.vocab(), weight_bytes_per_token(&model.program));
+    // The weights of the file are laid out by now; those made at load would count twice.
+    drop(model.program);
     let mut tests = Vec::new();
     if args.prompt > 0 {
-        let prompt = model::spread_ids(model.program.vocab(), args.prompt);
+        let prompt = model::spread_ids(vocab, args.prompt);
         tests.push(measure(args, cx, &mut engine, &prompt, 1, format!("pp{}", args.prompt))?);
     }
     if args.generate > 0 {
-        let prompt = model::spread_ids(model.program.vocab(), 1);
+        let prompt = model::spread_ids(vocab, 1);
         tests.push(measure(args, cx, &mut engine, &prompt, args.generate, format!("tg{}", args.generate))?);
     }
-    let weight_bytes = weight_bytes_per_token(&model.program);
     if args.json {
         return output::json(&as_json(args, &model.info, &tests, threads, load_s, weight_bytes));
     }

@@ -64,6 +64,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
         ..EngineConfig::new(tokens.len())
     };
     let mut evaluator = Evaluator::new(&model.program, &*model::backend(&args.compute), &config)?;
+    drop(model);
     let mut out = Out::new();
     if args.json {
         print_json(&mut out, &mut evaluator, tokens, &positions)?;

@@ -54,7 +54,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     let added = tokenizer.encode("", Specials::ADD)?;
     let bos = tokenizer.bos().filter(|bos| added.first() == Some(bos));
     let model = model::record(&mut checkpoint, args.quantize.quantize)?;
-    checkpoint.give_back_metadata();
+    checkpoint.give_back();
     drop(checkpoint);
     let config = EngineConfig {
         logit_rows: model::logit_rows(&model.program),
@@ -62,6 +62,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
         ..EngineConfig::new(args.ctx)
     };
     let mut evaluator = Evaluator::new(&model.program, &*model::backend(&args.compute), &config)?;
+    drop(model);
     let bar = output::steps("windows", tokens.len() / args.ctx);
     let measured = perplexity(&mut evaluator, &tokens, args.ctx, bos, |so_far| {
         bar.set_message(format!("perplexity so far {:.4}", so_far.value));

@@ -71,7 +71,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     let mut checkpoint = model::open(cx, &args.model)?;
     let tokenizer = model::tokenizer(&checkpoint)?;
     let model = model::record(&mut checkpoint, args.quantize.quantize)?;
-    checkpoint.give_back_metadata();
+    checkpoint.give_back();
     drop(checkpoint);
     let context = model::context(&model.program, &model.info, None);
     let generated = GENERATED.min(context / 2);

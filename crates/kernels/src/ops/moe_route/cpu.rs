@@ -60,6 +60,8 @@ impl Step {
 
 /// Writes the best experts' numbers and weights; the scores are used up.
 fn choose(scores: &mut [f32], renormalize: bool, routes: &mut [f32]) {
+    // Whatever bits a NaN has, it must not be taken for the mark below.
+    scores.iter_mut().filter(|s| s.is_nan()).for_each(|s| *s = f32::NAN);
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let all: f32 = if renormalize { 0.0 } else { scores.iter().map(|&s| exp(s - max)).sum() };
     let (numbers, weights) = routes.split_at_mut(routes.len() / 2);
@@ -77,4 +79,23 @@ fn choose(scores: &mut [f32], renormalize: bool, routes: &mut [f32]) {
     }
     let total = if renormalize { weights.iter().sum() } else { all };
     weights.iter_mut().for_each(|w| *w /= total);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_expert_is_chosen_twice_whatever_the_scores() {
+        let nan = f32::from_bits(u32::MAX);
+        for scores in [[nan; 4], [1.0, nan, f32::INFINITY, -1.0], [f32::NEG_INFINITY; 4], [0.0; 4]] {
+            for renormalize in [false, true] {
+                let mut routes = [0.0; 8];
+                choose(&mut scores.clone(), renormalize, &mut routes);
+                let mut numbers = routes[..4].to_vec();
+                numbers.sort_by(f32::total_cmp);
+                assert_eq!(numbers, [0.0, 1.0, 2.0, 3.0], "{scores:?}");
+            }
+        }
+    }
 }
