@@ -49,12 +49,14 @@ impl ComputeArgs {
     pub fn threads(&self) -> usize {
         match self.backend {
             BackendKind::Cpu => self.threads.count(),
-            BackendKind::Reference => {
-                if self.threads.threads.is_some() {
-                    note("note: the reference backend always computes on one thread");
-                }
-                1
-            }
+            BackendKind::Reference => 1,
+        }
+    }
+
+    /// Says so where --threads changes nothing.
+    pub fn note_if_unused(&self) {
+        if self.backend == BackendKind::Reference && self.threads.threads.is_some() {
+            note("note: --threads changes nothing: the reference backend shares its work out by itself");
         }
     }
 }

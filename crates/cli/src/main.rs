@@ -30,8 +30,8 @@ Examples:
   exotherm run model.gguf                      chat with a model
   exotherm COMMAND --help                      options and examples of a command
 
-MODEL is a known name (`exotherm models`), a path to a .gguf or .safetensors file, a folder with config.json and
-safetensors, or hf:org/repo[@revision][/file].";
+MODEL is a known name (`exotherm models`), a path to a .gguf or .safetensors file,
+a folder with config.json and safetensors, or hf:org/repo[@revision][/file].";
 
 #[derive(Subcommand)]
 enum Command {

@@ -1,6 +1,6 @@
 //! From what a user calls a model to a program, its tokenizer and a backend.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,11 +23,23 @@ use crate::output::{self, note};
 
 /// Finds MODEL, fetches it if that is needed, and opens it.
 pub fn open(cx: &Context, model: &str) -> Result<Checkpoint> {
-    let store = Store::from_env()?.with_cancel(Arc::clone(cx.interrupt.flag()));
+    let store = Store::from_env().with_cancel(Arc::clone(cx.interrupt.flag()));
     let watched = cx.interrupt.watch();
     let path = store.resolve(model, &output::progress())?;
     drop(watched);
     open_path(&path)
+}
+
+/// The path as it is if something is there, else the file of the known model of that name.
+pub fn local_file(cx: &Context, path: &Path) -> Result<PathBuf> {
+    match path.to_str() {
+        Some(name) if !path.exists() => {
+            let store = Store::from_env().with_cancel(Arc::clone(cx.interrupt.flag()));
+            let _watched = cx.interrupt.watch();
+            Ok(store.resolve(name, &output::progress())?)
+        }
+        _ => Ok(path.to_path_buf()),
+    }
 }
 
 pub fn open_path(path: &Path) -> Result<Checkpoint> {
@@ -151,7 +163,10 @@ fn has_float_matrix(checkpoint: &Checkpoint) -> bool {
 pub fn backend(args: &ComputeArgs) -> Box<dyn Backend> {
     match args.backend {
         BackendKind::Cpu => Box::new(CpuBackend::new(args.threads())),
-        BackendKind::Reference => Box::new(ReferenceBackend),
+        BackendKind::Reference => {
+            args.note_if_unused();
+            Box::new(ReferenceBackend)
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use exotherm_weights::WeightsError;
 pub enum ModelError {
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    #[error("{0}")]
+    #[error(transparent)]
     Tensor(#[from] TensorError),
     #[error("the model family {found:?} is not known; there are: {known}")]
     UnknownFamily { found: String, known: String },

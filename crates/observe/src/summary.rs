@@ -45,8 +45,12 @@ impl fmt::Display for RunSummary {
         write_rate(f, self.prompt_rate())?;
         write!(f, " · generated {} tokens", self.generated)?;
         write_rate(f, self.decode_rate())?;
-        let (first, load) = (self.first_token.as_secs_f64(), self.load.as_secs_f64());
-        write!(f, " · first token after {first:.2} s · load {load:.2} s")
+        write!(f, " · first token after {:.2} s", self.first_token.as_secs_f64())?;
+        // A later turn of a chat loads nothing.
+        match self.load.is_zero() {
+            true => Ok(()),
+            false => write!(f, " · load {:.2} s", self.load.as_secs_f64()),
+        }
     }
 }
 

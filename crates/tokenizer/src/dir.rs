@@ -62,7 +62,7 @@ impl Tokenizer {
             bos: None,
             eos: Some(0),
             end_of_generation,
-            template: companions.chat_template.as_deref().map(ChatTemplate::new).transpose()?,
+            template: companions.chat_template.as_deref().map(ChatTemplate::compile),
             strips_first_space: false,
             pieces,
         })

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// Why a tokenizer could not be built, or a text could not be encoded, decoded or rendered.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}")]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{path} is {bytes} bytes long; a tokenizer file may have at most {limit}")]
     TooLarge { path: PathBuf, bytes: u64, limit: u64 },
@@ -27,6 +27,10 @@ pub enum TokenizerError {
     Encode(String),
     #[error("token id {id} is outside of the vocabulary of {vocab_size} tokens")]
     UnknownId { id: u32, vocab_size: usize },
+    #[error(
+        "the messages spell out control tokens and use all of the code points U+FDD0 to U+FDEF, which no text has"
+    )]
+    Marks,
     #[error("the chat template is malformed: {0}")]
     Template(String),
     #[error("the chat template failed: {0}")]

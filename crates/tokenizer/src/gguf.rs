@@ -73,7 +73,7 @@ impl Tokenizer {
             bos,
             eos,
             end_of_generation,
-            template: vocab.chat_template.as_deref().map(ChatTemplate::new).transpose()?,
+            template: vocab.chat_template.as_deref().map(ChatTemplate::compile),
             pieces,
             engine,
             specials,

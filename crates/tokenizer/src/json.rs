@@ -128,7 +128,7 @@ impl Tokenizer {
             bos: ends.bos,
             eos: ends.eos,
             end_of_generation: ends.all,
-            template: template(companions).map(|source| ChatTemplate::new(&source)).transpose()?,
+            template: template(companions).map(|source| ChatTemplate::compile(&source)),
             strips_first_space,
         })
     }

@@ -15,6 +15,7 @@ mod dir;
 mod end;
 mod error;
 mod gguf;
+mod guard;
 mod json;
 mod merge;
 mod pieces;
@@ -76,7 +77,8 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     end_of_generation: Vec<u32>,
-    template: Option<ChatTemplate>,
+    /// A template that does not compile spoils only what needs it, so its fault is kept until then.
+    template: Option<Result<ChatTemplate, String>>,
     strips_first_space: bool,
 }
 
@@ -100,29 +102,36 @@ impl Tokenizer {
         if specials.add {
             ids.extend_from_slice(&self.prefix);
         }
-        let mut after_special = true;
-        for fragment in self.specials.split(text, specials.parse) {
-            match fragment {
-                Fragment::Token(id) => {
-                    ids.push(id);
-                    after_special = true;
-                }
-                Fragment::Text(range) => {
-                    self.encode_fragment(
-                        &text[range.clone()],
-                        range.start,
-                        after_special,
-                        specials.parse,
-                        &mut ids,
-                    )?;
-                    after_special = false;
-                }
-            }
-        }
+        self.encode_split(text, 0, true, specials.parse, &mut ids)?;
         if specials.add {
             ids.extend_from_slice(&self.suffix);
         }
         Ok(ids)
+    }
+
+    /// Encodes text cut at the tokens written in it.
+    fn encode_split(
+        &self,
+        text: &[u8],
+        offset: usize,
+        mut after_special: bool,
+        parse: bool,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
+        for fragment in self.specials.split(text, parse) {
+            after_special = match fragment {
+                Fragment::Token(id) => {
+                    ids.push(id);
+                    true
+                }
+                Fragment::Text(range) => {
+                    let start = offset + range.start;
+                    self.encode_fragment(&text[range], start, after_special, parse, ids)?;
+                    false
+                }
+            };
+        }
+        Ok(())
     }
 
     /// Encodes text without written-out tokens, which begins at `offset` of the whole.
@@ -232,12 +241,17 @@ impl Tokenizer {
         self.pieces.ids().find(|(_, piece, _)| *piece == text.as_bytes()).map(|(id, ..)| id)
     }
 
-    pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+    /// The model's chat template, `None` if it comes without one; an error if its template does not compile.
+    pub fn chat_template(&self) -> Result<Option<&ChatTemplate>, TokenizerError> {
+        match &self.template {
+            None => Ok(None),
+            Some(Ok(template)) => Ok(Some(template)),
+            Some(Err(fault)) => Err(TokenizerError::Template(fault.clone())),
+        }
     }
 
     /// Replaces the chat template, for models that come without one or with a wrong one.
     pub fn set_chat_template(&mut self, template: ChatTemplate) {
-        self.template = Some(template);
+        self.template = Some(Ok(template));
     }
 }

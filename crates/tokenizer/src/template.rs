@@ -41,15 +41,17 @@ impl std::fmt::Debug for ChatTemplate {
 
 impl ChatTemplate {
     pub fn new(source: &str) -> Result<Self, TokenizerError> {
+        Self::compile(source).map_err(TokenizerError::Template)
+    }
+
+    /// Like `new`, with the bare reason of a failure, which can be kept and told more than once.
+    pub(crate) fn compile(source: &str) -> Result<Self, String> {
         if source.len() > SOURCE_LIMIT {
-            return Err(TokenizerError::Template(format!(
-                "it is {} bytes long; at most {SOURCE_LIMIT} are read",
-                source.len()
-            )));
+            return Err(format!("it is {} bytes long; at most {SOURCE_LIMIT} are read", source.len()));
         }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| TokenizerError::Template(describe(&e)))?);
+        environment.set_syntax(syntax.map_err(|e| describe(&e))?);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_LIMIT);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
@@ -57,9 +59,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
-        let rewritten = bound::rewrite(source).map_err(TokenizerError::Template)?;
+        let rewritten = bound::rewrite(source)?;
         let compiled = on_deep_stack(|| environment.add_template_owned("chat", rewritten));
-        compiled?.map_err(|e| TokenizerError::Template(describe(&e)))?;
+        compiled?.map_err(|e| describe(&e))?;
         Ok(Self { source: source.to_owned(), environment })
     }
 
@@ -96,20 +98,20 @@ impl ChatTemplate {
                 template.render_captured_to(Value::from(Serde(&context)), &mut output).map(drop)
             })
         });
-        rendered?.map_err(|e| TokenizerError::Render(describe(&e)))?;
+        rendered.and_then(|done| done.map_err(|e| describe(&e))).map_err(TokenizerError::Render)?;
         String::from_utf8(output.bytes).map_err(|e| TokenizerError::Render(e.to_string()))
     }
 }
 
 /// Runs `work` on a thread whose stack is deep enough for all that `bound` lets pass: compiling a template and
 /// rendering it recurse along its expressions, and the caller's own stack may be small.
-fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, TokenizerError> {
+fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
     const STACK_BYTES: usize = 64 << 20;
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("template".into()).stack_size(STACK_BYTES);
         let worker = thread
             .spawn_scoped(scope, work)
-            .map_err(|e| TokenizerError::Template(format!("no thread could be started for it: {e}")))?;
+            .map_err(|e| format!("no thread could be started for it: {e}"))?;
         Ok(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }

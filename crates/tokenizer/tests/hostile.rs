@@ -44,7 +44,35 @@ fn what_contradicts_itself_is_refused_by_name() {
     assert!(refusal(GgufVocab { bos: Some(4), ..bpe() }).contains("bos token is 4"));
     assert!(refusal(GgufVocab { eos: Some(4_000_000_000), ..bpe() }).contains("eos token"));
     assert!(refusal(GgufVocab { add_bos: Some(true), ..bpe() }).contains("add_bos_token"));
-    assert!(refusal(GgufVocab { chat_template: Some("{% if %}".into()), ..bpe() }).contains("template"));
+}
+
+#[test]
+fn a_chat_template_that_does_not_compile_spoils_only_chats() {
+    let broken = || Some("{% if %}".to_owned());
+    let companions = Companions { chat_template: broken(), ..Companions::default() };
+    let in_config = Companions {
+        tokenizer_config: Some(json!({ "chat_template": "{% if %}" })),
+        ..Companions::default()
+    };
+    let json = serde_json::to_vec(&bpe_json()).expect("JSON");
+    let mut tokenizers = [
+        Tokenizer::from_gguf(GgufVocab { chat_template: broken(), ..bpe() }),
+        Tokenizer::from_tokenizer_json(&json, &companions),
+        Tokenizer::from_tokenizer_json(&json, &in_config),
+        Tokenizer::from_rwkv_vocab(b"1 'a' 1\n2 'b' 1\n", &companions),
+    ]
+    .map(|built| built.expect("text can still be encoded"));
+    for tokenizer in &mut tokenizers {
+        assert!(!tokenizer.encode("a", Specials::NONE).expect("ids").is_empty());
+        for _ in 0..2 {
+            let error = tokenizer.chat_template().expect_err("does not compile").to_string();
+            assert!(error.starts_with("the chat template is malformed: syntax error"), "{error}");
+        }
+        tokenizer.set_chat_template(ChatTemplate::new("{{ 'fine' }}").expect("compiles"));
+        let template = tokenizer.chat_template().expect("compiles").expect("is there");
+        assert_eq!(template.render(&[], true, &json!({})).expect("renders"), "fine");
+    }
+    assert!(Tokenizer::from_gguf(bpe()).expect("builds").chat_template().expect("no fault").is_none());
 }
 
 #[test]
@@ -123,12 +151,23 @@ fn long_runs_take_linear_time() {
     }
 }
 
-fn json_tokenizer(change: impl Fn(&mut Value)) -> Result<Tokenizer, exotherm_tokenizer::TokenizerError> {
-    let mut json = json!({
+#[test]
+fn a_folder_that_cannot_be_read_is_named_and_its_cause_chained() {
+    let error = Tokenizer::from_dir(std::path::Path::new("/nowhere/at/all")).expect_err("is not there");
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(error.to_string().contains("/nowhere/at/all") && !error.to_string().contains(&cause), "{error}");
+}
+
+fn bpe_json() -> Value {
+    json!({
         "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
         "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
         "model": { "type": "BPE", "vocab": { "a": 0, "b": 1, "ab": 2 }, "merges": ["a b"] },
-    });
+    })
+}
+
+fn json_tokenizer(change: impl Fn(&mut Value)) -> Result<Tokenizer, exotherm_tokenizer::TokenizerError> {
+    let mut json = bpe_json();
     change(&mut json);
     Tokenizer::from_tokenizer_json(&serde_json::to_vec(&json).expect("JSON"), &Companions::default())
 }

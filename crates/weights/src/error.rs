@@ -8,7 +8,7 @@ use exotherm_tensor::TensorError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     /// The path leads to nothing that could be opened as a model.
     #[error("{}: {reason}", path.display())]
@@ -25,7 +25,7 @@ pub enum WeightsError {
     MissingTensor { path: PathBuf, name: String },
     #[error("{}: tensor {name:?} has shape {found:?}, the model needs {expected:?}", path.display())]
     WrongShape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
-    #[error("{}: tensor {name:?}: {source}", path.display())]
+    #[error("{}: tensor {name:?} is not sound", path.display())]
     Tensor { path: PathBuf, name: String, source: TensorError },
     #[error("{} holds {count} tensors that the model does not use: {}", path.display(), listed(names, *count))]
     Leftover { path: PathBuf, names: Vec<String>, count: usize },
@@ -72,4 +72,25 @@ pub(crate) fn shown(bytes: &[u8]) -> String {
         out.push('…');
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_chained_and_not_told_by_the_error_itself() {
+        let path = || PathBuf::from("a.gguf");
+        let source = TensorError::Empty(vec![7, 0]);
+        let errors = [
+            WeightsError::io("open", &path(), io::Error::other("the cause")),
+            WeightsError::Tensor { path: path(), name: "t".into(), source },
+        ];
+        for error in errors {
+            let cause = error.source().expect("a cause").to_string();
+            assert!(!error.to_string().contains(&cause) && error.to_string().contains("a.gguf"), "{error}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use exotherm_weights::store::{Entry, HubConfig, Silent, Source, Store, StoreError};
+use exotherm_weights::store::{Entry, HubConfig, Progress, Silent, Source, Store, StoreError};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -360,6 +360,41 @@ fn a_malformed_answer_is_a_plain_error() {
         assert!(error.contains("etag is invalid"), "{error}");
         assert!(!hub.folder.path().join("evil").exists());
     }
+}
+
+#[test]
+fn an_endpoint_that_is_no_url_is_named() {
+    let hub = FakeHub::new(&[("a.gguf", b"a")]);
+    for endpoint in ["foo", "localhost:80", "ftp://host", "http://", "https:///models", "http://a b"] {
+        let store = hub.store_with(HubConfig { endpoint: Some(endpoint.to_owned()), ..hub.config() });
+        let error = store.resolve("hf:org/repo", &Silent).expect_err(endpoint);
+        assert!(matches!(error, StoreError::HubEndpoint { .. }), "{error}");
+        assert!(error.to_string().starts_with(&format!("HF_ENDPOINT is '{endpoint}'")), "{error}");
+    }
+    let slash = HubConfig { endpoint: Some(format!("{}/", hub.endpoint)), ..hub.config() };
+    hub.store_with(slash).resolve("hf:org/repo", &Silent).expect("a URL may end with a slash");
+}
+
+#[derive(Default)]
+struct Labels(Mutex<Vec<String>>);
+
+impl Progress for Labels {
+    fn begin(&self, label: &str, total_bytes: Option<u64>) {
+        self.0.lock().expect("no panic").push(format!("{label} {total_bytes:?}"));
+    }
+    fn advance(&self, _bytes: u64) {}
+    fn finish(&self) {}
+    fn note(&self, _text: &str) {}
+}
+
+#[test]
+fn each_download_is_announced_once() {
+    let hub = FakeHub::new(&[("config.json", b"{}"), ("model.safetensors", b"weights")]);
+    let labels = Labels::default();
+    hub.store().resolve("hf:org/repo", &labels).expect("downloaded");
+    let labels = labels.0.into_inner().expect("no panic");
+    let downloads: Vec<_> = labels.iter().filter(|label| label.starts_with("downloading")).collect();
+    assert_eq!(downloads, ["downloading config.json Some(2)", "downloading model.safetensors Some(7)"]);
 }
 
 #[test]

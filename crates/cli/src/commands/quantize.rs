@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::Context;
 use crate::args::{ThreadArgs, dtype};
-use crate::output;
+use crate::{model, output};
 
 /// Write a GGUF file with its weight matrices in another type
 ///
@@ -18,9 +18,10 @@ use crate::output;
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A GGUF file, or any part of a split one
+    /// A GGUF file, any part of a split one, or the name of a known model
     #[arg(value_name = "IN")]
     input: PathBuf,
+    /// The file to write
     #[arg(value_name = "OUT")]
     output: PathBuf,
     /// f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k or q6_k
@@ -52,8 +53,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
         bar.advance(done - told);
         told = done;
     };
+    let input = model::local_file(cx, &args.input)?;
     let watched = cx.interrupt.watch();
-    let summary = quantize_gguf(&args.input, &args.output, &options, &mut progress, cx.interrupt.flag());
+    let summary = quantize_gguf(&input, &args.output, &options, &mut progress, cx.interrupt.flag());
     bar.finish();
     let summary = summary?;
     drop(watched);
@@ -61,7 +63,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
         let fell_back: Vec<_> =
             summary.fell_back.iter().map(|(name, to)| json!({ "tensor": name, "type": to.name() })).collect();
         return output::json(&json!({
-            "path": args.output,
+            "path": args.output.display().to_string(),
             "to": args.to.name(),
             "tensors": summary.tensors,
             "converted": summary.converted,
@@ -70,9 +72,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
             "bytes_out": summary.bytes_out,
         }));
     }
-    for (name, to) in &summary.fell_back {
-        output::note(format_args!("note: {name} cannot be stored as {}, it is {to}", args.to));
-    }
+    note_fallbacks(args, &summary.fell_back);
     output::text(format_args!(
         "{}: {} of {} tensors converted to {}, {} -> {}",
         args.output.display(),
@@ -82,4 +82,21 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
         output::size(summary.bytes_in),
         output::size(summary.bytes_out),
     ))
+}
+
+/// Tells in one line which tensors are of other types, as many as a line holds.
+fn note_fallbacks(args: &Args, fell_back: &[(String, DType)]) {
+    const SHOWN: usize = 3;
+    if fell_back.is_empty() {
+        return;
+    }
+    let names: Vec<String> =
+        fell_back.iter().take(SHOWN).map(|(name, to)| format!("{name} is {to}")).collect();
+    let more = if fell_back.len() > SHOWN { ", …; --json lists them all" } else { "" };
+    output::note(format_args!(
+        "note: the rows of {} tensors hold no whole blocks of {}: {}{more}",
+        fell_back.len(),
+        args.to,
+        names.join(", ")
+    ));
 }

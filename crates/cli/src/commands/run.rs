@@ -29,6 +29,7 @@ pub struct Args {
     /// A known name, a path or hf:org/repo[/file]; an only argument that is none of these is the PROMPT
     #[arg(value_name = "MODEL")]
     model: Option<String>,
+    /// What the model is to answer
     #[arg(value_name = "PROMPT")]
     prompt: Option<String>,
     /// End the answer after so many tokens [default: when the model ends it or the context is full]
@@ -56,7 +57,7 @@ pub struct Args {
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// Print one JSON object at the end instead of text
-    #[arg(long)]
+    #[arg(long, help_heading = "Options")]
     json: bool,
 }
 
@@ -108,7 +109,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
 fn what_to_run(args: &Args) -> Result<(String, Option<String>)> {
     let (model, prompt) = match (&args.model, &args.prompt) {
         (Some(model), Some(prompt)) => (model.as_str(), Some(prompt.clone())),
-        (Some(only), None) if Store::from_env()?.is_model(only) => (only.as_str(), None),
+        (Some(only), None) if Store::from_env().is_model(only) => (only.as_str(), None),
         (Some(only), None) => {
             if [".gguf", ".safetensors"].iter().any(|ending| only.ends_with(ending)) {
                 note(format_args!(
@@ -157,7 +158,11 @@ fn begin(args: &Args, cx: &Context, model_name: &str) -> Result<Session> {
     let backend = model::backend(&args.compute);
     let ready = model::make_ready(checkpoint, model.program, &*backend, config, times)?;
     let Ready { engine, tokenizer, stop_tokens, times } = ready;
-    let templated = !args.raw && tokenizer.chat_template().is_some();
+    let templated = !args.raw
+        && tokenizer
+            .chat_template()
+            .context("--raw gives the prompt to the model without a template")?
+            .is_some();
     if !templated && !args.raw {
         if args.system.is_some() {
             bail!(
@@ -183,14 +188,14 @@ fn begin(args: &Args, cx: &Context, model_name: &str) -> Result<Session> {
 impl Session {
     /// The tokens of a conversation, up to where the model is to answer.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        let template = self.tokenizer.chat_template().context("the model has no chat template")?;
+        let template = self.tokenizer.chat_template()?.context("the model has no chat template")?;
         let piece = |id: Option<u32>| {
             id.and_then(|id| self.tokenizer.piece(id)).map(|p| String::from_utf8_lossy(p).into_owned())
         };
         let extra =
             json!({ "bos_token": piece(self.tokenizer.bos()), "eos_token": piece(self.tokenizer.eos()) });
-        let text = template.render(messages, true, &extra)?;
-        Ok(self.tokenizer.encode(&text, Specials::PARSE)?)
+        let encoded = self.tokenizer.encode_chat(template, messages, &extra);
+        encoded.context("the conversation cannot be put into the model's template (--raw goes without one)")
     }
 
     /// The tokens of a text that the model is to continue.

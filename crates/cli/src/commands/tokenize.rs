@@ -20,9 +20,11 @@ use crate::output::{self, Out};
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
+    /// A known name, a path or hf:org/repo[/file]
     #[arg(value_name = "MODEL")]
     model: String,
-    #[arg(value_name = "TEXT", allow_hyphen_values = true)]
+    /// The text; one that begins with a hyphen goes behind `--`
+    #[arg(value_name = "TEXT", allow_negative_numbers = true)]
     text: Option<String>,
     /// Take the text from this file, byte for byte
     #[arg(long, value_name = "F", conflicts_with = "text")]

@@ -17,6 +17,12 @@ pub enum StoreError {
     PullFailed { name: String, attempts: Vec<Attempt> },
 
     #[error(
+        "'{arg}' is a {kind} and no known name, so there is nothing to pull: use it as it is, `exotherm run \
+         {arg}`.{hint}\nKnown names: {known}"
+    )]
+    IsHere { arg: String, kind: &'static str, hint: String, known: String },
+
+    #[error(
         "'{arg}' is not a hub address: {reason}. Write hf:org/repo, hf:org/repo/file.gguf or hf:org/repo@revision"
     )]
     HubAddress { arg: String, reason: String },
@@ -51,6 +57,12 @@ pub enum StoreError {
     )]
     Hub { what: String, reason: String },
 
+    #[error(
+        "HF_ENDPOINT is '{endpoint}', which is no URL of a hub. It must be like https://host or http://host:port; \
+         unset it for the public hub"
+    )]
+    HubEndpoint { endpoint: String },
+
     #[error("the hub's answer for {what} is malformed: {reason}. Is HF_ENDPOINT the address of a hub?")]
     HubMalformed { what: String, reason: String },
 
@@ -67,7 +79,7 @@ pub enum StoreError {
     #[error("no cache folder: neither EXOTHERM_HOME nor a home folder is set. Set EXOTHERM_HOME to a folder")]
     NoHome,
 
-    #[error("cannot {action} {}: {source}", .path.display())]
+    #[error("cannot {action} {}", .path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
 }
 
@@ -82,6 +94,17 @@ impl StoreError {
     pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), source }
     }
+}
+
+/// An error and what caused it, on one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(below) = cause {
+        text.push_str(&format!(": {below}"));
+        cause = below.source();
+    }
+    text
 }
 
 struct Attempts<'a>(&'a [Attempt]);

@@ -78,12 +78,15 @@ impl Hub<'_> {
         Cache::new(self.config.cache.clone())
     }
 
-    fn api(&self) -> Result<Api, ApiError> {
+    fn api(&self, what: &str) -> Result<Api, StoreError> {
         let mut builder = ApiBuilder::from_cache(self.cache()).with_progress(false);
         if let Some(endpoint) = &self.config.endpoint {
+            if !is_web_address(endpoint) {
+                return Err(StoreError::HubEndpoint { endpoint: endpoint.clone() });
+            }
             builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
         }
-        builder.with_token(self.config.token.clone()).build()
+        builder.with_token(self.config.token.clone()).build().map_err(|e| failure(what, e))
     }
 
     /// What the cache has of `address`, or what it lacks.
@@ -109,7 +112,7 @@ impl Hub<'_> {
     fn info(&self, address: &HubAddress) -> Result<RepoInfo, StoreError> {
         let what = address.shown();
         let task = Task::begin(self.progress, &format!("asking the hub about {what}"), None);
-        let api = self.api().map_err(|e| failure(&what, e))?;
+        let api = self.api(&what)?;
         let repo = api.repo(repo_of(address));
         let info = self.supervise(&what, move |_| repo.info())?;
         drop(task);
@@ -163,7 +166,7 @@ impl Hub<'_> {
         what: &str,
         total: &Arc<AtomicU64>,
     ) -> Result<PathBuf, StoreError> {
-        let api = self.api().map_err(|e| failure(what, e))?;
+        let api = self.api(what)?;
         let (repo, file, total) = (repo.clone(), file.to_owned(), Arc::clone(total));
         let result = self.supervise(what, move |mut reporter| {
             reporter.total = total;
@@ -226,6 +229,8 @@ impl Hub<'_> {
         let reporter = Reporter { sender, cancel: Arc::clone(self.cancel), total: Arc::default() };
         let worker = std::thread::spawn(move || call(reporter));
         let mut last_sign = Instant::now();
+        // The client announces a file twice: when it decides to download it and when the bytes begin to come.
+        let mut announced = None;
         loop {
             check_cancel(self.cancel)?;
             match events.recv_timeout(POLL) {
@@ -233,7 +238,10 @@ impl Hub<'_> {
                     last_sign = Instant::now();
                     match event {
                         Event::Begin(name, bytes) => {
-                            self.progress.begin(&format!("downloading {name}"), Some(bytes))
+                            if announced.as_ref() != Some(&name) {
+                                self.progress.begin(&format!("downloading {name}"), Some(bytes));
+                                announced = Some(name);
+                            }
                         }
                         Event::Advance(bytes) => self.progress.advance(bytes),
                     }
@@ -311,6 +319,11 @@ fn path_of(snapshot: PathBuf, selection: &Selection) -> PathBuf {
         Some(file) => snapshot.join(file),
         None => snapshot,
     }
+}
+
+fn is_web_address(endpoint: &str) -> bool {
+    let Ok(uri) = endpoint.parse::<ureq::http::Uri>() else { return false };
+    matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
 }
 
 fn is_commit(text: &str) -> bool {

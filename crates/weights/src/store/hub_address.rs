@@ -209,6 +209,9 @@ fn with_all_parts(address: &HubAddress, file: &str, listing: &[String]) -> Resul
 
 fn shown_listing(listing: &[String]) -> String {
     const MOST: usize = 30;
+    if listing.is_empty() {
+        return " It has no files that could be used".to_owned();
+    }
     let more = if listing.len() > MOST { ", …" } else { "" };
     let some: Vec<&str> = listing.iter().take(MOST).map(String::as_str).collect();
     format!(" It has: {}{more}", some.join(", "))
@@ -272,6 +275,20 @@ mod tests {
         let error = select(&repo(), &names(&["a.gguf", "b.gguf"])).expect_err("ambiguous").to_string();
         assert!(error.contains("hf:org/repo/a.gguf") && error.contains("hf:org/repo/b.gguf"), "{error}");
         assert!(matches!(select(&repo(), &names(&["README.md"])), Err(StoreError::HubNoModel { .. })));
+    }
+
+    #[test]
+    fn a_repository_without_usable_names_is_said_to_be_empty() {
+        let error = |address: &str| {
+            let address = HubAddress::parse(address).expect("an address");
+            select(&address, &[]).expect_err("nothing there").to_string()
+        };
+        for text in [error("hf:org/repo"), error("hf:org/repo/a.gguf")] {
+            assert!(
+                text.ends_with(" It has no files that could be used") && !text.contains("has:"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

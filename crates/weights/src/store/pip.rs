@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -84,8 +84,8 @@ fn run_pip(
     pip.env("TMPDIR", &pip_tmp).env("TMP", &pip_tmp).env("TEMP", &pip_tmp);
     // To a file and not a pipe: a pipe must be drained, and a grandchild may hold it open after a kill.
     pip.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    let mut child = match pip.spawn() {
-        Ok(child) => Running(child),
+    let mut child = match Running::spawn(&mut pip) {
+        Ok(child) => child,
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
             return Ok(Outcome::Absent(e.to_string()));
         }
@@ -97,7 +97,7 @@ fn run_pip(
     let mut shown_bytes = 0;
     let status = loop {
         check_cancel(cancel)?;
-        match child.0.try_wait() {
+        match child.try_wait() {
             Ok(Some(status)) => break status,
             Ok(None) => {}
             Err(e) => return Ok(Outcome::Failed(format!("lost track of pip: {e}"))),
@@ -121,14 +121,43 @@ fn run_pip(
     Ok(Outcome::Failed(format!("`{label}` failed ({status}):\n{said}")))
 }
 
-/// A child that does not outlive the interest in it.
-struct Running(Child);
+/// A child that does not outlive the interest in it, and neither do its own children: `pip` may be a wrapper
+/// whose real pip is a process below it.
+struct Running {
+    child: Child,
+    has_ended: bool,
+}
+
+impl Running {
+    fn spawn(command: &mut Command) -> std::io::Result<Self> {
+        // Its own group is what can be ended as one. A terminal's Ctrl-C passes that group by, so all that
+        // cancels goes through `drop`.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(command, 0);
+        Ok(Self { child: command.spawn()?, has_ended: false })
+    }
+
+    fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        let status = self.child.try_wait()?;
+        self.has_ended = status.is_some();
+        Ok(status)
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only if the child has already ended, which is what is wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        // Once the child has been waited for, its id may be another process's.
+        if self.has_ended {
+            return;
+        }
+        // All fail only if there is nobody left to end, which is what is wanted.
+        #[cfg(unix)]
+        {
+            use rustix::process::{Pid, Signal, kill_process_group};
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

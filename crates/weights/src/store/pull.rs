@@ -7,37 +7,72 @@ use std::time::Duration;
 
 use super::Store;
 use super::catalog::{Entry, Package, Source};
-use super::error::{Attempt, StoreError};
+use super::error::{Attempt, StoreError, with_causes};
 use super::hub::{Hub, HubConfig};
 use super::hub_address::HubAddress;
 use super::pip;
 use super::progress::{Progress, Task};
-use super::verified::{VerifiedFile, check_cancel};
+use super::verified::{VerifiedFile, check_cancel, sha256_of};
 use super::wheel::append_member;
 
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
+/// What makes a file that is already in the store the right one.
+#[derive(Clone, Copy)]
+pub(crate) enum Trust {
+    /// Its length: quick, for every start.
+    Length,
+    /// Its sha256: a disk or another program may have changed it since it came in.
+    Content,
+}
+
 impl Store {
-    pub(crate) fn pull_entry(&self, entry: &Entry, progress: &dyn Progress) -> Result<PathBuf, StoreError> {
-        if let Some(path) = self.cached(entry) {
+    /// The file of a known name, fetched unless a trusted one is there.
+    pub(crate) fn bring(
+        &self,
+        entry: &Entry,
+        trust: Trust,
+        progress: &dyn Progress,
+    ) -> Result<PathBuf, StoreError> {
+        if let Some(path) = self.trusted(entry, trust, progress)? {
             return Ok(path);
         }
         let _lock = self.lock(entry.name, progress)?;
         // Another process may have brought it while this one waited.
-        if let Some(path) = self.cached(entry) {
+        if let Some(path) = self.trusted(entry, trust, progress)? {
             return Ok(path);
         }
-        self.sweep_scratch();
-        let scratch = Scratch::create(self.root().join("tmp").join(entry.name))?;
+        if let Some(path) = self.cached(entry) {
+            progress.note(&format!("{} is damaged, it is fetched again", path.display()));
+            // Now, and not when the new one comes: a fetch that fails must not leave it for later starts.
+            fs::remove_file(&path).map_err(|e| StoreError::io("remove", &path, e))?;
+        }
+        self.sweep_scratch()?;
+        let scratch = Scratch::create(self.root()?.join("tmp").join(entry.name))?;
         let mut attempts = Vec::new();
         for source in entry.sources {
             match self.fetch(entry, source, &scratch.0, progress) {
                 Ok(fetched) => return self.move_in(entry, &fetched),
                 Err(StoreError::Cancelled) => return Err(StoreError::Cancelled),
-                Err(e) => attempts.push(Attempt { source: source.to_string(), reason: e.to_string() }),
+                Err(e) => attempts.push(Attempt { source: source.to_string(), reason: with_causes(&e) }),
             }
         }
         Err(StoreError::PullFailed { name: entry.name.to_owned(), attempts })
+    }
+
+    fn trusted(
+        &self,
+        entry: &Entry,
+        trust: Trust,
+        progress: &dyn Progress,
+    ) -> Result<Option<PathBuf>, StoreError> {
+        let Some(path) = self.cached(entry) else { return Ok(None) };
+        if matches!(trust, Trust::Length) {
+            return Ok(Some(path));
+        }
+        let task = Task::begin(progress, &format!("checking {}", entry.file), Some(entry.size_bytes));
+        let is_right = sha256_of(&path, &self.cancel, &task)? == entry.sha256;
+        Ok(is_right.then_some(path))
     }
 
     /// Leaves the verified file in `scratch`.
@@ -102,7 +137,7 @@ impl Store {
     }
 
     fn move_in(&self, entry: &Entry, fetched: &Path) -> Result<PathBuf, StoreError> {
-        let path = self.path_of(entry);
+        let path = self.path_of(entry)?;
         if let Some(folder) = path.parent() {
             create_folder(folder)?;
         }
@@ -110,15 +145,15 @@ impl Store {
         Ok(path)
     }
 
-    fn lock_path(&self, name: &str) -> PathBuf {
-        self.root().join("locks").join(format!("{name}.lock"))
+    fn lock_path(&self, name: &str) -> Result<PathBuf, StoreError> {
+        Ok(self.root()?.join("locks").join(format!("{name}.lock")))
     }
 
     /// The lock ends with the returned file, or with the process. The lock file itself stays: removing it
     /// would let two processes lock two files of that name.
     fn lock(&self, name: &str, progress: &dyn Progress) -> Result<File, StoreError> {
-        let path = self.lock_path(name);
-        create_folder(&self.root().join("locks"))?;
+        let path = self.lock_path(name)?;
+        create_folder(&self.root()?.join("locks"))?;
         let file = File::create(&path).map_err(|e| StoreError::io("create", &path, e))?;
         let mut waiting = None;
         loop {
@@ -136,15 +171,16 @@ impl Store {
     }
 
     /// Removes what killed processes left. A scratch folder belongs to whoever holds the lock of its name.
-    fn sweep_scratch(&self) {
-        let Ok(listing) = fs::read_dir(self.root().join("tmp")) else { return };
+    fn sweep_scratch(&self) -> Result<(), StoreError> {
+        let Ok(listing) = fs::read_dir(self.root()?.join("tmp")) else { return Ok(()) };
         for entry in listing.flatten() {
-            let lock = File::create(self.lock_path(&entry.file_name().to_string_lossy()));
+            let lock = File::create(self.lock_path(&entry.file_name().to_string_lossy())?);
             if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
                 // What cannot be removed now costs only space, and the next pull tries again.
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
+        Ok(())
     }
 }
 

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::error::StoreError;
 use super::hub::HubConfig;
 
 /// Reads one variable; a parameter so that tests need not change the process's environment.
@@ -18,7 +17,7 @@ fn home(lookup: Lookup) -> Option<PathBuf> {
 }
 
 /// `EXOTHERM_HOME`, else the system's folder for caches.
-pub(crate) fn store_root(lookup: Lookup) -> Result<PathBuf, StoreError> {
+pub(crate) fn store_root(lookup: Lookup) -> Option<PathBuf> {
     let named = path(lookup, "EXOTHERM_HOME");
     let below_cache = || {
         let cache = if cfg!(windows) {
@@ -32,7 +31,7 @@ pub(crate) fn store_root(lookup: Lookup) -> Result<PathBuf, StoreError> {
         };
         cache.map(|cache| cache.join("exotherm"))
     };
-    named.or_else(below_cache).ok_or(StoreError::NoHome)
+    named.or_else(below_cache)
 }
 
 /// The variables that Python's `huggingface_hub` reads, with the same meaning.
@@ -71,18 +70,12 @@ mod tests {
     #[test]
     fn the_root_is_the_first_that_is_set() {
         let root = |pairs| store_root(&lookup(pairs));
-        assert_eq!(root(&[("EXOTHERM_HOME", "/x"), ("HOME", "/h")]).ok(), Some("/x".into()));
-        assert!(matches!(root(&[]), Err(StoreError::NoHome)));
+        assert_eq!(root(&[("EXOTHERM_HOME", "/x"), ("HOME", "/h")]), Some("/x".into()));
+        assert_eq!(root(&[]), None);
         if cfg!(all(unix, not(target_os = "macos"))) {
-            assert_eq!(root(&[("XDG_CACHE_HOME", "/c"), ("HOME", "/h")]).ok(), Some("/c/exotherm".into()));
-            assert_eq!(
-                root(&[("XDG_CACHE_HOME", "c"), ("HOME", "/h")]).ok(),
-                Some("/h/.cache/exotherm".into())
-            );
-            assert_eq!(
-                root(&[("EXOTHERM_HOME", ""), ("HOME", "/h")]).ok(),
-                Some("/h/.cache/exotherm".into())
-            );
+            assert_eq!(root(&[("XDG_CACHE_HOME", "/c"), ("HOME", "/h")]), Some("/c/exotherm".into()));
+            assert_eq!(root(&[("XDG_CACHE_HOME", "c"), ("HOME", "/h")]), Some("/h/.cache/exotherm".into()));
+            assert_eq!(root(&[("EXOTHERM_HOME", ""), ("HOME", "/h")]), Some("/h/.cache/exotherm".into()));
         }
     }
 
