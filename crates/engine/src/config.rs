@@ -20,9 +20,9 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// One sequence of `ctx` tokens, prompts in chunks of 128, an f16 cache.
+    /// One sequence of `ctx` tokens, prompts in chunks of 48, an f16 cache.
     pub fn new(ctx: usize) -> EngineConfig {
-        EngineConfig { ctx, max_seqs: 1, chunk: 128, logit_rows: 1, kv_type: KvType::F16 }
+        EngineConfig { ctx, max_seqs: 1, chunk: 48, logit_rows: 1, kv_type: KvType::F16 }
     }
 
     /// Rows of the largest step: every sequence can decode, and no step has more rows than there are
