@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::batch::{BLOCK, Batch};
 use crate::program::{Buf, KvId, Program, RecId};
+use crate::rounding::Activations;
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +86,11 @@ pub enum BackendError {
 
 pub trait Backend {
     fn name(&self) -> &'static str;
+
+    /// Whether its activations are rounded before they meet weights.
+    fn activations(&self) -> Activations {
+        Activations::Exact
+    }
 
     /// Lays the weights out for this backend and takes the memory for `limits`.
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError>;

@@ -8,6 +8,7 @@ pub mod ops;
 mod plan;
 pub mod program;
 pub mod reference;
+pub mod rounding;
 
 pub use backend::{Backend, BackendError, Executor, KvType, Limits, MemoryUse, Place};
 pub use batch::{BLOCK, Batch, Span};
@@ -15,3 +16,4 @@ pub use ops::{Activation, Norm, NormKind, Op};
 pub use program::{
     Buf, KvId, KvLayer, MatId, Matrix, Program, ProgramBuilder, RecId, Rows, StateSpec, VecId,
 };
+pub use rounding::Activations;

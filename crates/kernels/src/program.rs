@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use exotherm_tensor::Tensor;
+use exotherm_tensor::{DType, Tensor};
 
 use crate::ops::Op;
 use crate::plan::Plan;
@@ -55,10 +55,20 @@ pub struct Matrix {
 
 impl Matrix {
     /// Decodes row `row` into `out`.
-    pub fn decode_row(&self, mut row: usize, out: &mut [f32]) {
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        let (segment, row) = self.segment_of(row);
+        segment.decode_row(row, out);
+    }
+
+    pub fn dtype_of_row(&self, row: usize) -> DType {
+        self.segment_of(row).0.dtype()
+    }
+
+    /// The segment that has a row, and which of its rows it is.
+    fn segment_of(&self, mut row: usize) -> (&Tensor, usize) {
         for segment in &self.segments {
             if row < segment.n_rows() {
-                return segment.decode_row(row, out);
+                return (segment, row);
             }
             row -= segment.n_rows();
         }

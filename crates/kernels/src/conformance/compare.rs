@@ -4,7 +4,7 @@ use super::{Case, Failure, FailureKind, Tolerance, suite_of};
 use crate::backend::{Backend, BackendError, Executor, KvType, Place};
 use crate::batch::{BLOCK, Batch};
 use crate::program::{Buf, KvId, Program, RecId, Rows};
-use crate::reference::ReferenceBackend;
+use crate::reference::ReferenceWith;
 
 /// Checks that `backend` gets what `reference` gets on `case`, and writes nothing else. Returns the largest error as
 /// a share of the tolerance.
@@ -13,7 +13,7 @@ pub fn check(backend: &dyn Backend, case: &Case) -> Result<f32, Failure> {
         let (op, case) = (suite_of(&case.program.ops()[0]), case.name.clone());
         move |error: BackendError| Failure::Refused { op, case, backend: name, error }
     };
-    let reference = ReferenceBackend;
+    let reference = ReferenceWith(backend.activations());
     let mut oracle = reference.compile(&case.program, &case.limits).map_err(refused(reference.name()))?;
     let mut tried = backend.compile(&case.program, &case.limits).map_err(refused(backend.name()))?;
     let places = places(&case.program);

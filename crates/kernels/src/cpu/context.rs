@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::clock::Clock;
 use super::memory::{LaneMemory, Memory};
 use super::pack::{Tiles, share};
 use super::product;
@@ -40,6 +41,7 @@ pub(crate) struct Lane<'a> {
     pub tiles: Tiles<'a>,
     pub work: &'a mut [f32],
     pub words: &'a mut [u32],
+    pub clock: Clock,
 }
 
 impl<'a> Lane<'a> {
@@ -58,6 +60,7 @@ impl<'a> Lane<'a> {
                 },
                 work: memory.work.slice_mut(0..memory.work.len()),
                 words: memory.words.slice_mut(0..memory.words.len()),
+                clock: Clock::default(),
             }
         }
     }

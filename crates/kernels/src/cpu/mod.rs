@@ -1,5 +1,6 @@
 //! The CPU backend: one persistent team of threads walks the whole program, with a barrier after every stage.
 
+mod clock;
 mod context;
 mod formats;
 mod math;
@@ -21,6 +22,7 @@ use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place, 
 use crate::batch::{BLOCK, Batch};
 use crate::program::{Buf, KvId, Program, RecId, Rows};
 
+pub(crate) use clock::Part;
 pub(crate) use context::{CpuOp, Ctx, Lane, Prepared};
 pub(crate) use memory::KvPool;
 pub(crate) use normed::NormedInput;

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::ops::{Activation, Norm, NormKind};
 use crate::program::{Matrix, Program};
+use crate::rounding::{Activations, Rounding, rounded};
 
 pub(crate) fn sigmoid(x: f32) -> f32 {
     (1.0 / (1.0 + (-f64::from(x)).exp())) as f32
@@ -100,9 +101,21 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum()
 }
 
-/// Rows `rows` of the matrix times each of `x`, plus the bias. The outputs are shared out among threads, each
-/// of them made by one thread alone.
-pub(crate) fn linear(m: &Matrix, rows: Range<usize>, x: &[&[f32]], bias: Option<&[f32]>) -> Vec<Vec<f32>> {
+/// Rows `rows` of the matrix times each of `x`, rounded as the weights ask for, plus the bias. The outputs are
+/// shared out among threads, each of them made by one thread alone.
+pub(crate) fn linear(
+    m: &Matrix,
+    rows: Range<usize>,
+    x: &[&[f32]],
+    bias: Option<&[f32]>,
+    activations: Activations,
+) -> Vec<Vec<f32>> {
+    let mut inputs: Vec<(Rounding, Vec<Vec<f32>>)> = Vec::new();
+    for rounding in m.segments.iter().map(|s| activations.rounding(s.dtype())) {
+        if inputs.iter().all(|(other, _)| *other != rounding) {
+            inputs.push((rounding, x.iter().map(|row| rounded(rounding, row)).collect()));
+        }
+    }
     let outputs: Vec<usize> = rows.clone().collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let work = rows.len() * m.n_in * x.len();
@@ -111,6 +124,8 @@ pub(crate) fn linear(m: &Matrix, rows: Range<usize>, x: &[&[f32]], bias: Option<
         let mut weights = vec![0.0f32; m.n_in];
         m.decode_row(row, &mut weights);
         let bias = bias.map_or(0.0, |b| f64::from(b[row - rows.start]));
+        let rounding = activations.rounding(m.dtype_of_row(row));
+        let (_, x) = inputs.iter().find(|(r, _)| *r == rounding).expect("every segment's inputs are there");
         x.iter().map(|x| (dot(&weights, x) + bias) as f32).collect()
     };
     let columns: Vec<Vec<f32>> = std::thread::scope(|scope| {

@@ -10,14 +10,35 @@ use crate::backend::{Backend, BackendError, Executor, KvType, Limits, MemoryUse,
 use crate::batch::{BLOCK, Batch, Span};
 use crate::ops::{self, Op};
 use crate::program::{Buf, KvId, MatId, Program, RecId, Rows, VecId};
+use crate::rounding::Activations;
 
 pub(crate) use math::{activate, gated, normalized, sigmoid, soft_capped};
 
 pub struct ReferenceBackend;
 
+/// The same arithmetic on activations that are rounded as another backend rounds them.
+pub struct ReferenceWith(pub Activations);
+
 impl Backend for ReferenceBackend {
     fn name(&self) -> &'static str {
         "reference"
+    }
+
+    fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
+        ReferenceWith(Activations::Exact).compile(program, limits)
+    }
+}
+
+impl Backend for ReferenceWith {
+    fn name(&self) -> &'static str {
+        match self.0 {
+            Activations::Exact => "reference",
+            Activations::Rounded => "reference (rounded activations)",
+        }
+    }
+
+    fn activations(&self) -> Activations {
+        self.0
     }
 
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
@@ -30,6 +51,7 @@ impl Backend for ReferenceBackend {
             cx: Cx {
                 program: program.clone(),
                 limits: limits.clone(),
+                activations: self.0,
                 batch: Batch::default(),
                 slots,
                 keys: kv.clone(),
@@ -130,6 +152,7 @@ pub(crate) struct Cx {
     pub program: Program,
     pub batch: Batch,
     limits: Limits,
+    activations: Activations,
     slots: Vec<Vec<f32>>,
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
@@ -201,7 +224,7 @@ impl Cx {
         bias: Option<VecId>,
     ) -> Vec<Vec<f32>> {
         let bias = bias.map(|b| &self.program.vector(b)[rows.clone()]);
-        math::linear(self.program.matrix(weight), rows, x, bias)
+        math::linear(self.program.matrix(weight), rows, x, bias, self.activations)
     }
 
     /// All rows of the matrix.

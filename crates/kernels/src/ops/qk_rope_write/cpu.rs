@@ -1,5 +1,5 @@
 use super::{QkRopeWrite, Rope, RopeStyle};
-use crate::cpu::{CpuOp, Ctx, Lane, Packer, Prepared, normalize};
+use crate::cpu::{CpuOp, Ctx, Lane, Packer, Part, Prepared, normalize};
 use crate::ops::Norm;
 
 pub(crate) fn prepare(op: &QkRopeWrite, packer: &mut Packer) -> Prepared {
@@ -22,13 +22,13 @@ impl CpuOp for QkRopeWrite {
             let values =
                 unsafe { cx.columns(self.qkv, row, head * layer.head_dim..(head + 1) * layer.head_dim) };
             if head < self.heads {
-                norm_and_rotate(cx, row, self.q_norm, self.rope, values, lane.work);
+                norm_and_rotate(cx, row, self.q_norm, self.rope, values, lane);
                 continue;
             }
             let kv_head = head - self.heads;
             let (span, position) = (cx.batch.span_of(row), cx.batch.positions()[row] as usize);
             if kv_head < layer.kv_heads {
-                norm_and_rotate(cx, row, self.k_norm, self.rope, values, lane.work);
+                norm_and_rotate(cx, row, self.k_norm, self.rope, values, lane);
                 let at = cx.kv_at(self.kv, span, position, kv_head);
                 // SAFETY: each head of a position is written by one lane, that of its row.
                 unsafe { cx.memory.keys[self.kv.0 as usize].store(at, values) };
@@ -47,12 +47,13 @@ fn norm_and_rotate(
     norm: Option<Norm>,
     rope: Option<Rope>,
     head: &mut [f32],
-    scratch: &mut [f32],
+    lane: &mut Lane,
 ) {
     if let Some(norm) = norm {
-        let before = &mut scratch[..head.len()];
+        let before = &mut lane.work[..head.len()];
         before.copy_from_slice(head);
         normalize(cx.level, cx.program, &norm, before, head);
+        lane.clock.lap(Part::QkNorm);
     }
     let Some(rope) = rope else { return };
     // SAFETY: the op does not write the table.
@@ -75,4 +76,5 @@ fn norm_and_rotate(
             }
         }
     }
+    lane.clock.lap(Part::Rope);
 }

@@ -1,0 +1,86 @@
+//! What activations are rounded to before they are multiplied with weights of a type, defined once for all backends.
+
+use exotherm_tensor::DType;
+
+/// Values that share one scale.
+pub const INT8_BLOCK: usize = 32;
+
+/// Whether a backend multiplies activations as they are or rounded as the type of the weights asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Activations {
+    #[default]
+    Exact,
+    Rounded,
+}
+
+/// What activations become.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rounding {
+    None,
+    /// Integers of −127 to 127 times a scale for every [`INT8_BLOCK`] values.
+    Int8,
+}
+
+impl Activations {
+    /// What becomes of activations that meet weights of this type.
+    pub fn rounding(self, weights: DType) -> Rounding {
+        match self {
+            Activations::Rounded if weights.is_quantized() => Rounding::Int8,
+            _ => Rounding::None,
+        }
+    }
+}
+
+/// The integers of a block go to `codes`; returns the scale. `values` may be less than a whole block.
+pub fn int8_block(values: &[f32], codes: &mut [i8]) -> f32 {
+    let largest = values.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = (value * inverse).round_ties_even() as i8;
+    }
+    largest / 127.0
+}
+
+/// A row as a backend that rounds so sees it.
+pub fn rounded(rounding: Rounding, row: &[f32]) -> Vec<f32> {
+    match rounding {
+        Rounding::None => row.to_vec(),
+        Rounding::Int8 => {
+            let block = |values: &[f32]| {
+                let mut codes = [0; INT8_BLOCK];
+                let scale = int8_block(values, &mut codes);
+                codes.into_iter().take(values.len()).map(move |code| scale * f32::from(code))
+            };
+            row.chunks(INT8_BLOCK).flat_map(block).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_move_by_half_a_step_at_most() {
+        let row: Vec<f32> = (0..100).map(|i| (i as f32 * 0.7).sin() * (i / 32 + 1) as f32).collect();
+        let have = rounded(Rounding::Int8, &row);
+        assert_eq!(have.len(), row.len());
+        for (have, want) in have.chunks(INT8_BLOCK).zip(row.chunks(INT8_BLOCK)) {
+            let largest = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            for (have, want) in have.iter().zip(want) {
+                assert!((have - want).abs() <= largest / 127.0 * 0.5001, "{have} {want}");
+            }
+        }
+        assert_eq!(rounded(Rounding::Int8, &[0.0; 40]), [0.0; 40]);
+        assert_eq!(rounded(Rounding::None, &row), row);
+    }
+
+    #[test]
+    fn only_quantized_weights_ask_for_it() {
+        for dtype in DType::all() {
+            assert_eq!(Activations::Exact.rounding(dtype), Rounding::None);
+            let rounds = Activations::Rounded.rounding(dtype) == Rounding::Int8;
+            assert_eq!(rounds, dtype.is_quantized(), "{dtype}");
+        }
+    }
+}
