@@ -53,6 +53,16 @@ impl CpuBackend {
         CpuBackend { threads, level: Level::best(), team: Mutex::new(None) }
     }
 
+    /// The names of the instruction levels that this processor has, the best last.
+    pub fn levels() -> impl Iterator<Item = &'static str> {
+        Level::available().map(Level::name)
+    }
+
+    /// With kernels of the level of this name, if this processor has it.
+    pub fn with_level(threads: usize, level: &str) -> Option<CpuBackend> {
+        Some(CpuBackend { level: Level::named(level)?, ..CpuBackend::new(threads) })
+    }
+
     pub fn threads(&self) -> usize {
         self.threads
     }

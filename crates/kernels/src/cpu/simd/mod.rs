@@ -4,13 +4,13 @@
 //! the backend is made. The order of every sum is the same at every level; only whether a product is rounded before
 //! it is added depends on the level.
 
-mod portable;
+mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use portable::Portable;
+pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512};
+pub(crate) use x86::{Avx2, Avx512, Avx512Vnni};
 
 /// Elements of a vector. Element `i` of a row always goes to lane `i % WIDTH`.
 pub(crate) const WIDTH: usize = 16;
@@ -100,48 +100,62 @@ pub(crate) trait Kernel {
 /// The instruction level that kernels run at.
 #[derive(Clone, Copy)]
 pub(crate) enum Level {
-    Portable(Portable),
+    Scalar(Scalar),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
 }
 
 impl Level {
     /// All levels that this processor has, the best last.
     pub fn available() -> impl Iterator<Item = Level> {
         let levels = [
-            Some(Level::Portable(Portable)),
+            Some(Level::Scalar(Scalar)),
             #[cfg(target_arch = "x86_64")]
             Avx2::detect().map(Level::Avx2),
             #[cfg(target_arch = "x86_64")]
             Avx512::detect().map(Level::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Avx512Vnni::detect().map(Level::Avx512Vnni),
         ];
         levels.into_iter().flatten()
     }
 
     pub fn best() -> Level {
-        Level::available().last().unwrap_or(Level::Portable(Portable))
+        Level::available().last().unwrap_or(Level::Scalar(Scalar))
     }
 
     pub fn name(self) -> &'static str {
         match self {
-            Level::Portable(_) => "portable",
+            Level::Scalar(_) => "scalar",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni(_) => "avx512vnni",
         }
+    }
+
+    /// The level of this name, if this processor has it.
+    pub fn named(name: &str) -> Option<Level> {
+        Level::available().find(|level| level.name() == name)
     }
 
     #[inline(always)]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self {
-            Level::Portable(isa) => kernel.run(isa),
+            Level::Scalar(isa) => kernel.run(isa),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(isa) => isa.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(isa) => isa.run(kernel),
+            // What vectors of floats do is the same with the instructions for bytes.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni(isa) => isa.floats().run(kernel),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! AVX2 with FMA and F16C, and AVX-512.
+//! AVX2 with FMA and F16C, AVX-512, and AVX-512 with its sums of products of bytes (VNNI) and of bf16.
 
 use std::arch::x86_64::*;
 
@@ -10,6 +10,22 @@ pub(crate) struct Avx2(());
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
+
+/// AVX-512 with VNNI and BF16.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Vnni(Avx512);
+
+impl Avx512Vnni {
+    pub fn detect() -> Option<Avx512Vnni> {
+        let has = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bf16");
+        Avx512::detect().filter(|_| has).map(Avx512Vnni)
+    }
+
+    /// The level whose vectors of floats these are.
+    pub fn floats(self) -> Avx512 {
+        self.0
+    }
+}
 
 impl Avx2 {
     pub fn detect() -> Option<Avx2> {

@@ -5,12 +5,12 @@ use exotherm_tensor::formats::{bf16_to_f32, f16_to_f32};
 use super::{Isa, WIDTH};
 
 #[derive(Clone, Copy)]
-pub(crate) struct Portable;
+pub(crate) struct Scalar;
 
 /// A fused product and sum is a library call where the target has no instruction for it.
 const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
-impl Isa for Portable {
+impl Isa for Scalar {
     type V = [f32; WIDTH];
     const MANY_REGISTERS: bool = false;
 
