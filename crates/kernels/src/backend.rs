@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::batch::{BLOCK, Batch};
+use crate::profile::OpTime;
 use crate::program::{Buf, KvId, Program, RecId};
 use crate::rounding::Activations;
 
@@ -107,6 +108,15 @@ pub trait Executor: Send {
     fn logits(&self) -> &[f32];
 
     fn memory(&self) -> MemoryUse;
+
+    /// Whether the next runs are timed op by op. Off, as at first, timing costs nothing. An executor that cannot tell
+    /// its ops apart ignores it.
+    fn set_profiling(&mut self, _on: bool) {}
+
+    /// What each op of the program took in the last run, in the program's order; nothing while profiling is off.
+    fn op_times(&self) -> &[OpTime] {
+        &[]
+    }
 
     /// The rows of the last batch (buffers) or the whole of a state, decoded to f32.
     fn read(&self, place: Place) -> Vec<f32>;

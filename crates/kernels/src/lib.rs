@@ -6,6 +6,7 @@ pub mod conformance;
 pub mod cpu;
 pub mod ops;
 mod plan;
+pub mod profile;
 pub mod program;
 pub mod reference;
 pub mod rounding;

@@ -9,9 +9,11 @@ pub(crate) enum Part {
     Scores,
     Softmax,
     Values,
+    /// Waiting at a barrier for the other lanes.
+    Idle,
 }
 
-pub(crate) const PARTS: usize = 6;
+pub(crate) const PARTS: usize = 7;
 
 /// A lane's stopwatch.
 #[derive(Clone, Copy, Default, Debug)]

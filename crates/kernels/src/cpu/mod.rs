@@ -2,12 +2,15 @@
 
 mod clock;
 mod context;
+mod dots;
 mod formats;
 mod math;
+mod measure;
 mod memory;
 mod normed;
 mod pack;
 mod product;
+mod recorder;
 mod simd;
 mod team;
 mod vector;
@@ -20,7 +23,10 @@ use exotherm_tensor::formats::f16_to_f32;
 
 use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place, check_batch};
 use crate::batch::{BLOCK, Batch};
+use crate::profile::OpTime;
 use crate::program::{Buf, KvId, Program, RecId, Rows};
+
+pub use measure::Speed;
 
 pub(crate) use clock::Part;
 pub(crate) use context::{CpuOp, Ctx, Lane, Prepared};
@@ -34,6 +40,7 @@ pub(crate) use visits::Visits;
 pub(crate) use {math::exp, math::sigmoid, math::tanh};
 
 use memory::{LaneMemory, Memory, Shared};
+use recorder::Recorder;
 use simd::Level;
 use team::Team;
 
@@ -107,6 +114,7 @@ impl Backend for CpuBackend {
             memory,
             lanes,
             matrix_bytes,
+            recorder: Recorder::default(),
             rows: 0,
             logit_rows: 0,
         }))
@@ -158,6 +166,7 @@ struct CpuExecutor {
     memory: Memory,
     lanes: Vec<LaneMemory>,
     matrix_bytes: usize,
+    recorder: Recorder,
     /// Of the last batch.
     rows: usize,
     logit_rows: usize,
@@ -172,20 +181,34 @@ impl Executor for CpuExecutor {
         check_batch(&self.program, &self.limits, batch)?;
         (self.rows, self.logit_rows) = (batch.rows(), batch.logit_rows().len());
         if batch.rows() == 0 {
+            self.recorder.settle(0..0);
             return Ok(());
         }
-        let (steps, lanes) = (&self.steps[ops], &self.lanes);
+        let (steps, lanes, recorder, first) =
+            (&self.steps[ops.clone()], &self.lanes, &self.recorder, ops.start);
         let cx = Ctx { program: &self.program, batch, level: self.level, memory: &self.memory };
         self.team.run(&|member| {
             // SAFETY: every member has its own number, and `&mut self` keeps other runs away.
             let mut lane = unsafe { Lane::new(member.id, member.of, &lanes[member.id]) };
-            for step in steps {
+            let recording = recorder.is_on();
+            if recording {
+                // That lanes have to wake up is no op's time.
+                member.barrier();
+                recorder.start(lane.id, first, &mut lane.clock);
+            }
+            for (i, step) in steps.iter().enumerate() {
                 for stage in 0..step.stages(&cx) {
                     step.run(stage, &cx, &mut lane);
+                    lane.clock.lap(Part::Main);
                     member.barrier();
+                    lane.clock.lap(Part::Idle);
+                }
+                if recording {
+                    recorder.end(lane.id, first + i, &mut lane.clock);
                 }
             }
         });
+        self.recorder.settle(ops);
         Ok(())
     }
 
@@ -206,6 +229,14 @@ impl Executor for CpuExecutor {
             recurrent: floats(&m.recurrent),
             scratch: floats(&m.slots) + m.normed.bytes() + m.work.bytes() + lanes,
         }
+    }
+
+    fn set_profiling(&mut self, on: bool) {
+        self.recorder.switch(on, self.steps.len());
+    }
+
+    fn op_times(&self) -> &[OpTime] {
+        self.recorder.times()
     }
 
     fn read(&self, place: Place) -> Vec<f32> {

@@ -3,12 +3,14 @@
 mod math;
 
 use std::ops::Range;
+use std::time::Instant;
 
 use exotherm_tensor::formats;
 
 use crate::backend::{Backend, BackendError, Executor, KvType, Limits, MemoryUse, Place, check_batch};
 use crate::batch::{BLOCK, Batch, Span};
 use crate::ops::{self, Op};
+use crate::profile::OpTime;
 use crate::program::{Buf, KvId, MatId, Program, RecId, Rows, VecId};
 use crate::rounding::Activations;
 
@@ -58,12 +60,15 @@ impl Backend for ReferenceWith {
                 values: kv,
                 recurrent,
             },
+            times: Vec::new(),
         }))
     }
 }
 
 struct Reference {
     cx: Cx,
+    /// Of the last run, one for each op; empty while profiling is off.
+    times: Vec<OpTime>,
 }
 
 impl Executor for Reference {
@@ -75,8 +80,13 @@ impl Executor for Reference {
         check_batch(&self.cx.program, &self.cx.limits, batch)?;
         self.cx.batch = batch.clone();
         let program = self.cx.program.clone();
-        for op in &program.ops()[ops] {
-            run(op, &mut self.cx);
+        self.times.fill(OpTime::default());
+        for op in ops {
+            let begin = Instant::now();
+            run(&program.ops()[op], &mut self.cx);
+            if let Some(time) = self.times.get_mut(op) {
+                time.total = begin.elapsed().as_nanos() as u64;
+            }
         }
         Ok(())
     }
@@ -95,6 +105,15 @@ impl Executor for Reference {
             recurrent: floats(&self.cx.recurrent),
             scratch: floats(&self.cx.slots),
         }
+    }
+
+    fn set_profiling(&mut self, on: bool) {
+        self.times.clear();
+        self.times.resize(if on { self.cx.program.ops().len() } else { 0 }, OpTime::default());
+    }
+
+    fn op_times(&self) -> &[OpTime] {
+        &self.times
     }
 
     fn read(&self, place: Place) -> Vec<f32> {

@@ -37,6 +37,7 @@ impl CpuOp for QkRopeWrite {
                 // SAFETY: as above.
                 unsafe { cx.memory.values[self.kv.0 as usize].store(at, values) };
             }
+            lane.clock.lap(Part::Main);
         }
     }
 }

@@ -1,0 +1,208 @@
+//! What this machine can do at most: how fast its memory is read and its units multiply.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use super::memory::Shared;
+use super::pack::share;
+use super::simd::{Isa, Kernel, WIDTH};
+use super::team::Team;
+use super::{CpuBackend, dots};
+use crate::backend::BackendError;
+
+/// Of several rounds, per second: bytes, or operations.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Speed {
+    pub best: f64,
+    pub median: f64,
+}
+
+/// Bytes that one round reads: long against the start of a round, short against the moods of a shared machine.
+const ROUND_BYTES: usize = 64 << 20;
+/// Rounds of arithmetic take about so long.
+const ROUND: Duration = Duration::from_millis(5);
+/// Fewer rounds than these tell nothing.
+const LEAST_ROUNDS: usize = 3;
+
+impl CpuBackend {
+    /// How fast all threads together read a buffer of so many bytes, over and over for about `time`. A buffer much
+    /// larger than all caches tells the speed of the memory.
+    pub fn read_speed(&self, bytes: usize, time: Duration) -> Result<Speed, BackendError> {
+        let team = self.team()?;
+        let buffer = Shared::<f32>::zeroed(bytes.div_ceil(4).max(WIDTH), "a buffer to be read")?;
+        let round = (ROUND_BYTES / 4).min(buffer.len());
+        let rounds = buffer.len() / round;
+        let part = |i: usize, lane: usize| {
+            let part = share(round, WIDTH, lane, team.lanes());
+            i * round + part.start..i * round + part.end
+        };
+        // Pages that nobody has written are all the same page of zeros.
+        team.run(&|lane| {
+            for i in 0..rounds {
+                // SAFETY: each lane has its own part.
+                unsafe { buffer.slice_mut(part(i, lane.id)) }.fill(1.0);
+            }
+        });
+        let mut next = 0;
+        let seconds = repeat(time, || {
+            team.run(&|lane| {
+                // SAFETY: nobody writes.
+                black_box(self.level.run(Read(unsafe { buffer.slice(part(next, lane.id)) })));
+            });
+            next = (next + 1) % rounds;
+        });
+        Ok(Speed::of(seconds, (4 * round) as f64))
+    }
+
+    /// Products and sums of small integers that all threads make, at the level's best.
+    pub fn integer_speed(&self, time: Duration) -> Result<Speed, BackendError> {
+        let level = self.level;
+        Ok(units(&*self.team()?, time, dots::ops_per_turn(level), &|turns| dots::run(level, turns)))
+    }
+
+    /// Products and sums of floats that all threads make, fused where the level can.
+    pub fn float_speed(&self, time: Duration) -> Result<Speed, BackendError> {
+        let level = self.level;
+        Ok(units(&*self.team()?, time, FLOAT_OPS, &|turns| {
+            black_box(level.run(Fused { turns, factor: black_box(0.999), term: black_box(0.001) }));
+        }))
+    }
+}
+
+impl Speed {
+    fn of(mut seconds: Vec<f64>, work: f64) -> Speed {
+        seconds.sort_unstable_by(f64::total_cmp);
+        Speed { best: work / seconds[0], median: work / seconds[seconds.len() / 2] }
+    }
+}
+
+/// Seconds of each round, for about so long; the first rounds of all are not counted.
+fn repeat(time: Duration, mut round: impl FnMut()) -> Vec<f64> {
+    round();
+    let begin = Instant::now();
+    let mut seconds = Vec::new();
+    while seconds.len() < LEAST_ROUNDS || begin.elapsed() < time {
+        let begin = Instant::now();
+        round();
+        seconds.push(begin.elapsed().as_secs_f64().max(1e-9));
+    }
+    seconds
+}
+
+/// `work` does so many turns, of so many operations each.
+fn units(team: &Team, time: Duration, ops_per_turn: usize, work: &(dyn Fn(usize) + Sync)) -> Speed {
+    let mut turns = 1000;
+    loop {
+        let begin = Instant::now();
+        team.run(&|_| work(turns));
+        if begin.elapsed() >= ROUND / 2 {
+            break;
+        }
+        turns *= 2;
+    }
+    let seconds = repeat(time, || team.run(&|_| work(turns)));
+    Speed::of(seconds, (turns * ops_per_turn * team.lanes()) as f64)
+}
+
+/// Touches every element.
+struct Read<'a>(&'a [f32]);
+
+impl Kernel for Read<'_> {
+    type Out = f32;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> f32 {
+        let mut sums = [isa.zero(); 4];
+        let (vectors, rest) = self.0.as_chunks::<WIDTH>();
+        let (fours, last) = vectors.as_chunks::<4>();
+        for four in fours {
+            for (sum, vector) in sums.iter_mut().zip(four) {
+                *sum = isa.add(*sum, isa.load(vector));
+            }
+        }
+        for vector in last {
+            sums[0] = isa.add(sums[0], isa.load(vector));
+        }
+        let sum = isa.add(isa.add(sums[0], sums[1]), isa.add(sums[2], sums[3]));
+        isa.sum(sum) + rest.iter().sum::<f32>()
+    }
+}
+
+/// Sums that are under way at a time: more than the units need to be busy, fewer than there are registers.
+const CHAINS: usize = 12;
+const FEW_CHAINS: usize = 5;
+/// Of one turn, whatever the level: four rounds of twelve chains or twelve of four take the same.
+const FLOAT_OPS: usize = 2 * WIDTH * CHAINS * FEW_CHAINS;
+
+struct Fused {
+    turns: usize,
+    factor: f32,
+    term: f32,
+}
+
+impl Kernel for Fused {
+    type Out = f32;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> f32 {
+        match I::MANY_REGISTERS {
+            true => chains::<I, CHAINS>(isa, self, FEW_CHAINS),
+            false => chains::<I, FEW_CHAINS>(isa, self, CHAINS),
+        }
+    }
+}
+
+#[inline(always)]
+fn chains<I: Isa, const N: usize>(isa: I, fused: Fused, rounds: usize) -> f32 {
+    let (factor, term) = (isa.splat(fused.factor), isa.splat(fused.term));
+    let mut sums = [isa.zero(); N];
+    // Chains that begin alike would be one.
+    for (i, sum) in sums.iter_mut().enumerate() {
+        *sum = isa.splat(black_box(i as f32));
+    }
+    for _ in 0..fused.turns * rounds {
+        for sum in &mut sums {
+            *sum = isa.fma(*sum, factor, term);
+        }
+    }
+    let mut all = isa.zero();
+    for sum in sums {
+        all = isa.add(all, sum);
+    }
+    isa.sum(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::Level;
+
+    #[test]
+    fn every_level_is_measured() {
+        const SHORT: Duration = Duration::from_millis(20);
+        for level in Level::available() {
+            let backend = CpuBackend { level, ..CpuBackend::new(2) };
+            let read = backend.read_speed((1 << 20) + 12, SHORT).unwrap();
+            let (integer, float) =
+                (backend.integer_speed(SHORT).unwrap(), backend.float_speed(SHORT).unwrap());
+            let name = level.name();
+            // From a hundredth of what any machine of this century does to a hundred times what one will do.
+            for (what, speed, least, most) in
+                [("read", read, 1e8, 1e14), ("integer", integer, 1e8, 1e15), ("float", float, 1e8, 1e14)]
+            {
+                let ordered = speed.median <= speed.best;
+                assert!(ordered && (least..most).contains(&speed.best), "{name} {what}: {speed:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_element_is_read() {
+        for len in [1, 15, 16, 64, 65, 100, 1000] {
+            let values: Vec<f32> = (0..len).map(|i| (i % 7) as f32).collect();
+            for level in Level::available() {
+                assert_eq!(level.run(Read(&values)), values.iter().sum::<f32>(), "{len} {}", level.name());
+            }
+        }
+    }
+}
