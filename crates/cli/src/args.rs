@@ -42,6 +42,8 @@ pub struct ComputeArgs {
     pub backend: BackendKind,
     #[command(flatten)]
     pub threads: ThreadArgs,
+    #[command(flatten)]
+    pub isa: IsaArg,
 }
 
 impl ComputeArgs {
@@ -72,6 +74,16 @@ impl ThreadArgs {
     pub fn count(&self) -> usize {
         self.threads.unwrap_or_else(machine::physical_cores)
     }
+}
+
+/// The names of all instruction levels, whether this machine has them or not.
+const LEVELS: [&str; 5] = ["scalar", "avx2", "avx512", "avx512vnni", "neon"];
+
+#[derive(Args, Clone, Debug)]
+pub struct IsaArg {
+    /// Instructions that the cpu backend computes with [default: the best that this machine has]
+    #[arg(long, value_name = "LEVEL", value_parser = PossibleValuesParser::new(LEVELS))]
+    pub isa: Option<String>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -169,6 +181,14 @@ fn threads(text: &str) -> Result<usize, String> {
         Ok(n @ 1..=MOST) => Ok(n),
         Ok(0) => Err("at least one thread is needed".into()),
         _ => Err(format!("a number from 1 to {MOST} is expected")),
+    }
+}
+
+/// How long something is measured.
+pub fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if (0.01..=600.0).contains(&n) => Ok(n),
+        _ => Err("a number of seconds from 0.01 to 600 is expected".into()),
     }
 }
 

@@ -29,6 +29,12 @@ impl Interrupt {
         Ok(interrupt)
     }
 
+    /// One that nothing presses.
+    #[cfg(test)]
+    pub fn idle() -> Interrupt {
+        Interrupt { pressed: Arc::default(), watched: Arc::default() }
+    }
+
     /// While the guard lives, someone looks at the flag.
     pub fn watch(&self) -> Watch<'_> {
         self.watched.store(true, Ordering::SeqCst);

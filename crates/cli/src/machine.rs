@@ -61,6 +61,27 @@ pub fn memory() -> Option<(u64, u64)> {
     Some((field("MemTotal")?, field("MemAvailable")?))
 }
 
+/// Bytes of the largest cache of the first processor.
+pub fn largest_cache() -> Option<u64> {
+    let folders = fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?;
+    let size =
+        |folder: fs::DirEntry| parse_cache_size(fs::read_to_string(folder.path().join("size")).ok()?.trim());
+    folders.flatten().filter_map(size).max()
+}
+
+/// Sizes such as `32K`.
+fn parse_cache_size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
 /// Vector instructions that the processor has and that kernels care about.
 pub fn instruction_sets() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
@@ -104,6 +125,16 @@ mod tests {
         assert_eq!(parse_cpu_list("3-1"), None);
         assert_eq!(parse_cpu_list(""), None);
         assert_eq!(parse_cpu_list("0-99999999"), None);
+    }
+
+    #[test]
+    fn sizes_of_caches_are_read() {
+        assert_eq!(parse_cache_size("32K"), Some(32 << 10));
+        assert_eq!(parse_cache_size("2M"), Some(2 << 20));
+        assert_eq!(parse_cache_size("512"), Some(512));
+        assert_eq!(parse_cache_size("K"), None);
+        assert_eq!(parse_cache_size("9x"), None);
+        assert_eq!(parse_cache_size("99999999999999999999K"), None);
     }
 
     #[test]

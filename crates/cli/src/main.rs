@@ -5,9 +5,11 @@ mod args;
 mod commands;
 mod generate;
 mod interrupt;
+mod limits;
 mod machine;
 mod model;
 mod output;
+mod trace;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -45,6 +47,7 @@ enum Command {
     Perplexity(commands::perplexity::Args),
     Selfcheck(commands::selfcheck::Args),
     Bench(commands::bench::Args),
+    Profile(commands::profile::Args),
     Quantize(commands::quantize::Args),
     Completions(commands::completions::Args),
 }
@@ -79,6 +82,7 @@ fn run(command: Command, cx: &Context) -> anyhow::Result<()> {
         Command::Perplexity(args) => commands::perplexity::run(&args, cx),
         Command::Selfcheck(args) => commands::selfcheck::run(&args, cx),
         Command::Bench(args) => commands::bench::run(&args, cx),
+        Command::Profile(args) => commands::profile::run(&args, cx),
         Command::Quantize(args) => commands::quantize::run(&args, cx),
         Command::Completions(args) => commands::completions::run(&args),
     }

@@ -18,8 +18,9 @@ use exotherm_weights::store::{Progress, Store};
 use exotherm_weights::{Checkpoint, Format, Metadata, is_weight_matrix};
 
 use crate::Context;
-use crate::args::{BackendKind, ComputeArgs, DEFAULT_CTX, RECURRENT_CTX};
+use crate::args::{BackendKind, ComputeArgs, DEFAULT_CTX, IsaArg, RECURRENT_CTX};
 use crate::output::{self, note};
+use crate::trace::traced;
 
 /// Finds MODEL, fetches it if that is needed, and opens it.
 pub fn open(cx: &Context, model: &str) -> Result<Checkpoint> {
@@ -160,14 +161,29 @@ fn has_float_matrix(checkpoint: &Checkpoint) -> bool {
     checkpoint.names().any(is_float)
 }
 
-pub fn backend(args: &ComputeArgs) -> Box<dyn Backend> {
-    match args.backend {
-        BackendKind::Cpu => Box::new(CpuBackend::new(args.threads())),
+/// What computes, telling what its attention took if `RUST_LOG` asks for that.
+pub fn backend(args: &ComputeArgs) -> Result<Box<dyn Backend>> {
+    Ok(traced(match args.backend {
+        BackendKind::Cpu => Box::new(cpu_backend(args.threads(), &args.isa)?),
         BackendKind::Reference => {
+            if args.isa.isa.is_some() {
+                let why =
+                    "--isa chooses instructions of the cpu backend; the reference backend has no choice";
+                return Err(output::UsageError(why.into()).into());
+            }
             args.note_if_unused();
             Box::new(ReferenceBackend)
         }
-    }
+    }))
+}
+
+/// The cpu backend at the level that was asked for, or the best there is.
+pub fn cpu_backend(threads: usize, isa: &IsaArg) -> Result<CpuBackend> {
+    let Some(level) = &isa.isa else { return Ok(CpuBackend::new(threads)) };
+    CpuBackend::with_level(threads, level).with_context(|| {
+        let levels: Vec<_> = CpuBackend::levels().collect();
+        format!("this machine has no {level}; --isa can be {}", levels.join(", "))
+    })
 }
 
 /// The context that was asked for, or one that fits the model.

@@ -109,6 +109,11 @@ impl Engine {
         self.scheduler.books()
     }
 
+    /// The rows of the last step, for counting what it had to do.
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
     /// The compiled program, for measuring it. Running it while requests are under way spoils their state.
     pub fn executor(&mut self) -> &mut dyn Executor {
         self.executor.as_mut()

@@ -1,8 +1,15 @@
-//! What a run took: its memory and its times. Knows nothing of who made the numbers or who reads them.
+//! What a run took: its memory and its times, and the lines in which they are told. Knows nothing of who made the
+//! numbers or who reads them.
 #![forbid(unsafe_code)]
 
+mod attention;
+mod filter;
 mod memory;
+mod sink;
 mod summary;
 
+pub use attention::AttentionTimes;
+pub use filter::traces;
 pub use memory::{ResidentBytes, resident_bytes};
+pub use sink::{Lines, wants_attention};
 pub use summary::RunSummary;

@@ -71,7 +71,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
         bail!("this model has {most} positions, the tests need {ctx}; give smaller -p and -n");
     }
     let config = EngineConfig { kv_type: args.kv_type, ..EngineConfig::new(ctx) };
-    let mut engine = Engine::new(&model.program, &*model::backend(&args.compute), config)?;
+    let mut engine = Engine::new(&model.program, &*model::backend(&args.compute)?, config)?;
     let load_s = begin.elapsed().as_secs_f64();
     let (vocab, weight_bytes) = (model.program.vocab(), weight_bytes_per_token(&model.program));
     // The weights of the file are laid out by now; those made at load would count twice.

@@ -1,14 +1,32 @@
-//! `exotherm devices`: what there is to compute on.
+//! `exotherm devices`: what there is to compute on, and how fast it is at most.
 
 use anyhow::Result;
-use serde_json::json;
+use exotherm_kernels::cpu::CpuBackend;
+use serde_json::{Value, json};
 
-use crate::{machine, output};
+use crate::args::{IsaArg, ThreadArgs, seconds};
+use crate::limits::{Limits, SECONDS};
+use crate::output::note;
+use crate::{machine, model, output};
 
 /// List what there is to compute on
+///
+/// With --measure, how fast memory is read and how many operations on integers and floats the threads make at most:
+/// the limits to which `exotherm profile` compares a model. They are kept for the processor, number of threads and
+/// instruction level for which they were measured. Measure on an idle machine.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
+    /// Measure this machine's limits and keep them
+    #[arg(long)]
+    measure: bool,
+    /// Seconds that each of the three limits is measured for
+    #[arg(long, value_name = "S", default_value_t = SECONDS, value_parser = seconds, requires = "measure")]
+    seconds: f64,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    #[command(flatten)]
+    isa: IsaArg,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -17,33 +35,82 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Examples:
   exotherm devices
+  exotherm devices --measure
+  exotherm devices --measure --threads 1 --isa avx2 --seconds 3
   exotherm devices --json";
 
 pub fn run(args: &Args) -> Result<()> {
-    let (name, memory) = (machine::cpu_name(), machine::memory());
-    let (cores, threads) = (machine::physical_cores(), machine::logical_cores());
-    let sets = machine::instruction_sets();
-    if args.json {
-        return output::json(&json!({ "devices": [
-            {
-                "backend": "cpu",
-                "name": name,
-                "cores": cores,
-                "hardware_threads": threads,
-                "instruction_sets": sets,
-                "memory_bytes": memory.map(|m| m.0),
-                "memory_available_bytes": memory.map(|m| m.1),
-            },
-            { "backend": "reference", "name": "scalar, for comparison" },
-        ]}));
+    let backend = model::cpu_backend(args.threads.count(), &args.isa)?;
+    let limits = match args.measure {
+        true => Some(measured(&backend, args.seconds)?),
+        false => Limits::cached(&backend),
+    };
+    match args.json {
+        true => output::json(&as_json(&backend, limits)),
+        false => output::text(as_text(&backend, limits)),
     }
-    let name = name.unwrap_or_else(|| format!("{} processor", std::env::consts::ARCH));
-    let memory = memory.map_or(String::new(), |(total, available)| {
-        format!("\n           memory {}, {} available", output::size(total), output::size(available))
-    });
-    output::text(format_args!(
-        "cpu        {name}\n           {cores} cores, {threads} hardware threads; {}{memory}\n\
-         reference  scalar and slow, the measure for the others",
-        if sets.is_empty() { "no known vector instructions".to_string() } else { sets.join(" ") },
-    ))
+}
+
+/// Measures and keeps. Where there is no place to keep them, they are good for this once.
+pub fn measured(backend: &CpuBackend, seconds: f64) -> Result<Limits> {
+    let limits = Limits::measure(backend, seconds)?;
+    if let Err(error) = limits.keep(backend) {
+        note(format_args!("note: what was measured is not kept: {error:#}"));
+    }
+    Ok(limits)
+}
+
+fn as_json(backend: &CpuBackend, limits: Option<Limits>) -> Value {
+    let memory = machine::memory();
+    json!({ "devices": [
+        {
+            "backend": "cpu",
+            "name": machine::cpu_name(),
+            "cores": machine::physical_cores(),
+            "hardware_threads": machine::logical_cores(),
+            "instruction_sets": machine::instruction_sets(),
+            "memory_bytes": memory.map(|m| m.0),
+            "memory_available_bytes": memory.map(|m| m.1),
+            "threads": backend.threads(),
+            "isa": backend.level(),
+            "isas": CpuBackend::levels().collect::<Vec<_>>(),
+            "limits": limits.map(|limits| limits.as_json()),
+        },
+        { "backend": "reference", "name": "scalar, for comparison" },
+    ]})
+}
+
+fn as_text(backend: &CpuBackend, limits: Option<Limits>) -> String {
+    let name = machine::cpu_name().unwrap_or_else(|| format!("{} processor", std::env::consts::ARCH));
+    let sets = machine::instruction_sets();
+    let sets = if sets.is_empty() { "no known vector instructions".to_string() } else { sets.join(" ") };
+    let mut lines = vec![
+        format!("cpu        {name}"),
+        format!("{} cores, {} hardware threads; {sets}", machine::physical_cores(), machine::logical_cores()),
+    ];
+    if let Some((total, available)) = machine::memory() {
+        lines.push(format!("memory {}, {} available", output::size(total), output::size(available)));
+    }
+    let levels: Vec<_> = CpuBackend::levels().collect();
+    lines.push(format!("computes at {} (--isa {})", backend.level(), levels.join("|")));
+    match limits {
+        Some(limits) => {
+            lines.push(format!(
+                "limits of {} threads at {}, best (median)",
+                backend.threads(),
+                backend.level()
+            ));
+            let rows = [
+                ("memory read", limits.read, "GB/s"),
+                ("integers", limits.integer, "GOP/s"),
+                ("floats", limits.float, "GFLOP/s"),
+            ];
+            for (what, speed, unit) in rows {
+                let (best, median) = (speed.best / 1e9, speed.median / 1e9);
+                lines.push(format!("  {what:<12} {best:8.1} ({median:.1}) {unit}"));
+            }
+        }
+        None => lines.push("limits not measured; `exotherm devices --measure` does it".into()),
+    }
+    format!("{}\nreference  scalar and slow, the measure for the others", lines.join("\n           "))
 }

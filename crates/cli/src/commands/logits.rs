@@ -64,7 +64,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
         kv_type: args.kv_type,
         ..EngineConfig::new(tokens.len())
     };
-    let mut evaluator = Evaluator::new(&model.program, &*model::backend(&args.compute), &config)?;
+    let mut evaluator = Evaluator::new(&model.program, &*model::backend(&args.compute)?, &config)?;
     drop(model);
     let mut out = Out::new();
     if args.json {

@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod logits;
 pub mod models;
 pub mod perplexity;
+pub mod profile;
 pub mod pull;
 pub mod quantize;
 pub mod run;

@@ -62,7 +62,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
         kv_type: args.kv_type,
         ..EngineConfig::new(args.ctx)
     };
-    let mut evaluator = Evaluator::new(&model.program, &*model::backend(&args.compute), &config)?;
+    let mut evaluator = Evaluator::new(&model.program, &*model::backend(&args.compute)?, &config)?;
     drop(model);
     let bar = output::steps("windows", tokens.len() / args.ctx);
     let measured = perplexity(&mut evaluator, &tokens, args.ctx, bos, |so_far| {

@@ -155,7 +155,7 @@ fn begin(args: &Args, cx: &Context, model_name: &str) -> Result<Session> {
     let times = LoadTimes { open, record: begin.elapsed() - open, ..LoadTimes::default() };
     let ctx = model::context(&model.program, &model.info, args.ctx);
     let config = EngineConfig { kv_type: args.kv_type, ..EngineConfig::new(ctx) };
-    let backend = model::backend(&args.compute);
+    let backend = model::backend(&args.compute)?;
     let ready = model::make_ready(checkpoint, model.program, &*backend, config, times)?;
     let Ready { engine, tokenizer, stop_tokens, times } = ready;
     let templated = !args.raw

@@ -3,14 +3,14 @@
 use anyhow::Result;
 use exotherm_engine::selfcheck::{Divergence, Report, Tolerance, selfcheck};
 use exotherm_engine::{EngineConfig, Evaluator};
-use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::reference::ReferenceBackend;
 use exotherm_kernels::{Backend, KvType, Program};
 use exotherm_tokenizer::{Specials, Tokenizer, TokenizerError};
 use serde_json::{Value, json};
 
 use crate::Context;
-use crate::args::{QuantizeArg, ThreadArgs, kv_types};
+use crate::args::{IsaArg, QuantizeArg, ThreadArgs, kv_types};
+use crate::trace::traced;
 use crate::{model, output};
 
 /// Check the cpu backend against the reference on this machine
@@ -31,6 +31,8 @@ pub struct Args {
     quantize: QuantizeArg,
     #[command(flatten)]
     threads: ThreadArgs,
+    #[command(flatten)]
+    isa: IsaArg,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -85,7 +87,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     };
     let evaluator = |backend: &dyn Backend| Evaluator::new(&model.program, backend, &config);
     let mut reference = evaluator(&ReferenceBackend)?;
-    let mut cpu = evaluator(&CpuBackend::new(args.threads.count()))?;
+    let mut cpu = evaluator(&*traced(Box::new(model::cpu_backend(args.threads.count(), &args.isa)?)))?;
     let bar = output::steps("tokens", tokens.len() + generated);
     let tolerance = tolerance(args.kv_type);
     let report = selfcheck(&mut reference, &mut cpu, &tokens, generated, tolerance, |done, _| {

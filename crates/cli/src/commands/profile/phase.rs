@@ -1,0 +1,180 @@
+//! One phase: steps of an engine whose ops are timed.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use exotherm_engine::{Engine, Event, Request, RequestId, Sampling};
+use exotherm_kernels::Batch;
+
+use crate::output::Interrupted;
+use crate::{Context, model};
+
+/// What a phase took.
+pub struct Phase {
+    pub name: &'static str,
+    /// Read or written.
+    pub tokens: usize,
+    /// Wall time from the first request to the end of the last.
+    pub nanos: u64,
+    /// Of each op of the program, in all steps.
+    pub op_nanos: Vec<u64>,
+    /// The steps' batches, of which the work is counted afterwards.
+    pub batches: Vec<Batch>,
+}
+
+impl Phase {
+    /// What no op took.
+    pub fn other_nanos(&self) -> i128 {
+        i128::from(self.nanos) - self.op_nanos.iter().map(|&n| i128::from(n)).sum::<i128>()
+    }
+}
+
+/// Runs the phases of a profile, as often as it is asked to.
+pub struct Runner<'a> {
+    pub engine: &'a mut Engine,
+    pub cx: &'a Context,
+    pub vocab: usize,
+    pub prompt: usize,
+    pub generate: usize,
+    pub batch: usize,
+}
+
+impl Runner<'_> {
+    /// The prompts first, all of them to their ends, then the answers: no step is of both phases.
+    pub fn run(&mut self) -> Result<Vec<Phase>> {
+        let ids = model::spread_ids(self.vocab, self.prompt + self.batch);
+        // The sequences read different tokens; what follows a prompt is the first token that the answer's steps run.
+        let context = |i: usize| ids[i..=i + self.prompt].to_vec();
+        let mut phases = Vec::new();
+        let mut held = Vec::new();
+        if self.prompt > 0 {
+            let hold = self.generate > 0;
+            let requests =
+                (0..self.batch).map(|i| request(context(i)[..self.prompt].to_vec(), 1, hold)).collect();
+            let tokens = self.prompt * self.batch;
+            let (phase, begun) = phase("prompt", tokens, self.cx, self.engine, requests, &[])?;
+            phases.push(phase);
+            held.extend(begun.into_iter().filter(|_| hold));
+        }
+        if self.generate > 0 {
+            let requests = (0..self.batch).map(|i| request(context(i), self.generate, false)).collect();
+            let tokens = self.generate * self.batch;
+            phases.push(phase("decode", tokens, self.cx, self.engine, requests, &held)?.0);
+        }
+        Ok(phases)
+    }
+}
+
+/// No token ends it.
+fn request(prompt: Vec<u32>, max_tokens: usize, hold: bool) -> Request {
+    Request { prompt, max_tokens, sampling: Sampling::default(), stop_tokens: Vec::new(), hold }
+}
+
+/// Runs requests, each after the held one of its place if there is one, until all have ended.
+fn phase(
+    name: &'static str,
+    tokens: usize,
+    cx: &Context,
+    engine: &mut Engine,
+    requests: Vec<Request>,
+    held: &[RequestId],
+) -> Result<(Phase, Vec<RequestId>)> {
+    let _watched = cx.interrupt.watch();
+    let mut phase = Phase { name, tokens, nanos: 0, op_nanos: Vec::new(), batches: Vec::new() };
+    let begin = Instant::now();
+    let mut begun = Vec::with_capacity(requests.len());
+    for (i, request) in requests.into_iter().enumerate() {
+        begun.push(match held.get(i) {
+            Some(&previous) => engine.submit_after(previous, request)?,
+            None => engine.submit(request)?,
+        });
+    }
+    let mut running = begun.len();
+    while running > 0 {
+        if cx.interrupt.pressed() {
+            return Err(Interrupted.into());
+        }
+        let ended = |event: &&Event| matches!(event, Event::Finished { id, .. } if begun.contains(id));
+        running -= engine.step()?.iter().filter(ended).count();
+        let times = engine.executor().op_times();
+        phase.op_nanos.resize(times.len(), 0);
+        phase.op_nanos.iter_mut().zip(times).for_each(|(sum, time)| *sum += time.total);
+        phase.batches.push(engine.batch().clone());
+    }
+    phase.nanos = begin.elapsed().as_nanos() as u64;
+    ensure!(!phase.op_nanos.is_empty(), "this backend cannot tell what its ops take");
+    Ok((phase, begun))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use exotherm_engine::EngineConfig;
+    use exotherm_kernels::cpu::CpuBackend;
+    use exotherm_kernels::reference::ReferenceBackend;
+    use exotherm_kernels::{Backend, Program};
+    use exotherm_models::{LoadOptions, load};
+
+    use super::*;
+
+    fn program(case: &str) -> Program {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden").join(case);
+        let mut checkpoint = model::open_path(&golden).expect("a golden model");
+        load(&mut checkpoint, &LoadOptions::default()).expect("it loads").program
+    }
+
+    /// The parts are clocked inside of the run, step by step; the wall clock stands outside of all.
+    fn check(case: &str, backend: &dyn Backend) {
+        let cx = Context { started: Instant::now(), interrupt: crate::interrupt::Interrupt::idle() };
+        let program = program(case);
+        let config = EngineConfig { max_seqs: 2, ..EngineConfig::new(60) };
+        let mut engine = Engine::new(&program, backend, config).expect("an engine");
+        engine.executor().set_profiling(true);
+        let vocab = program.vocab();
+        let mut runner = Runner { engine: &mut engine, cx: &cx, vocab, prompt: 40, generate: 16, batch: 2 };
+        // A machine that is busy elsewhere may stop the process between two looks at a clock, but not every time.
+        let mut nearest = f64::INFINITY;
+        for _ in 0..40 {
+            let begin = Instant::now();
+            let phases = runner.run().expect("it runs");
+            let wall = begin.elapsed().as_nanos() as f64;
+            let mut total = 0.0;
+            for phase in &phases {
+                let ops: u64 = phase.op_nanos.iter().sum();
+                let other = phase.other_nanos();
+                assert!(other >= 0, "{case}: ops took longer than the phase: {ops} {}", phase.nanos);
+                assert_eq!(i128::from(ops) + other, i128::from(phase.nanos));
+                assert!(phase.op_nanos.iter().all(|&nanos| nanos > 0), "{case}: {:?}", phase.op_nanos);
+                total += phase.nanos as f64;
+            }
+            assert_eq!(phases.iter().map(|p| p.tokens).collect::<Vec<_>>(), [80, 32]);
+            assert_eq!(phases[1].batches.len(), 16);
+            assert!(phases[1].batches.iter().all(|batch| batch.rows() == 2));
+            nearest = nearest.min((wall - total).abs() / wall);
+        }
+        assert!(nearest < 0.01, "{case}: parts and other are {:.2} % off the wall", 100.0 * nearest);
+    }
+
+    #[test]
+    fn parts_and_other_sum_to_the_wall_clock() {
+        check("qwen3", &CpuBackend::new(2));
+        check("rwkv7/model.gguf", &CpuBackend::new(2));
+        check("qwen3moe", &CpuBackend::new(1));
+        check("llama-rope3", &ReferenceBackend);
+    }
+
+    /// Nearly all of the time is the ops' own where they do some work: the clocks stand in the right places.
+    #[test]
+    fn ops_take_most_of_the_time() {
+        let cx = Context { started: Instant::now(), interrupt: crate::interrupt::Interrupt::idle() };
+        let program = program("qwen3");
+        let mut engine = Engine::new(&program, &ReferenceBackend, EngineConfig::new(100)).expect("an engine");
+        engine.executor().set_profiling(true);
+        let vocab = program.vocab();
+        let mut runner = Runner { engine: &mut engine, cx: &cx, vocab, prompt: 90, generate: 4, batch: 1 };
+        let share = |phase: &Phase| phase.other_nanos() as f64 / phase.nanos as f64;
+        let least = (0..10).map(|_| share(&runner.run().expect("it runs")[0])).fold(1.0, f64::min);
+        assert!(least < 0.2, "{:.0} % of the prompt is other", 100.0 * least);
+    }
+}

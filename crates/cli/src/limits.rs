@@ -1,0 +1,144 @@
+//! What this machine can do at most, measured once and kept in the store's folder.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use exotherm_kernels::cpu::{CpuBackend, Speed};
+use exotherm_weights::store::Store;
+use serde_json::{Value, json};
+
+use crate::machine;
+
+/// Entries of the file: one for each number of threads and level that was ever asked for.
+const MOST_ENTRIES: usize = 64;
+const FORMAT: u64 = 1;
+/// Seconds that each limit is measured for when nothing else is asked for.
+pub const SECONDS: f64 = 1.0;
+
+/// Per second, all threads together.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Limits {
+    /// Bytes of memory read.
+    pub read: Speed,
+    /// Products and sums of bytes.
+    pub integer: Speed,
+    /// Products and sums of f32.
+    pub float: Speed,
+}
+
+impl Limits {
+    /// Takes about three times `seconds`, and the time that filling a buffer takes.
+    pub fn measure(backend: &CpuBackend, seconds: f64) -> Result<Limits> {
+        let time = Duration::from_secs_f64(seconds);
+        Ok(Limits {
+            read: read_speed(backend, seconds)?,
+            integer: backend.integer_speed(time)?,
+            float: backend.float_speed(time)?,
+        })
+    }
+
+    /// What was measured of this machine with as many threads at this level.
+    pub fn cached(backend: &CpuBackend) -> Option<Limits> {
+        let entries = entries(&path().ok()?);
+        Limits::from_json(entries.iter().find(|entry| is_of(entry, backend))?.get("limits")?)
+    }
+
+    /// Keeps them for the next time; gives the file.
+    pub fn keep(&self, backend: &CpuBackend) -> Result<PathBuf> {
+        let path = path()?;
+        let mut entries = entries(&path);
+        entries.retain(|entry| !is_of(entry, backend));
+        entries.insert(0, json!({ "machine": fingerprint(backend), "limits": self.as_json() }));
+        entries.truncate(MOST_ENTRIES);
+        let text = format!("{:#}\n", json!({ "format": FORMAT, "measured": entries }));
+        let folder = path.parent().context("the store's folder has no name")?;
+        // Written beside and moved, so that nobody finds half a file.
+        let beside = folder.join(format!("limits.json.{}", std::process::id()));
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&beside, text))
+            .and_then(|()| fs::rename(&beside, &path))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    pub fn as_json(&self) -> Value {
+        let speed = |s: Speed| json!({ "best": s.best, "median": s.median });
+        json!({
+            "memory_read_bytes_s": speed(self.read),
+            "integer_ops_s": speed(self.integer),
+            "float_ops_s": speed(self.float),
+        })
+    }
+
+    fn from_json(value: &Value) -> Option<Limits> {
+        let speed = |name: &str| {
+            let number = |which: &str| value.get(name)?.get(which)?.as_f64().filter(|v| *v > 0.0);
+            Some(Speed { best: number("best")?, median: number("median")? })
+        };
+        Some(Limits {
+            read: speed("memory_read_bytes_s")?,
+            integer: speed("integer_ops_s")?,
+            float: speed("float_ops_s")?,
+        })
+    }
+}
+
+/// How fast memory is read now: on a virtual machine that changes from minute to minute.
+pub fn read_speed(backend: &CpuBackend, seconds: f64) -> Result<Speed> {
+    Ok(backend.read_speed(buffer_bytes(), Duration::from_secs_f64(seconds))?)
+}
+
+/// Much more than the caches hold, as far as there is memory for it.
+pub fn buffer_bytes() -> usize {
+    const LEAST: u64 = 256 << 20;
+    const MOST: u64 = 1 << 30;
+    let cache = machine::largest_cache().unwrap_or(0);
+    let wanted = cache.saturating_mul(4).clamp(LEAST, MOST);
+    machine::memory().map_or(wanted, |(_, available)| wanted.min(available / 4)) as usize
+}
+
+fn path() -> Result<PathBuf> {
+    Ok(Store::from_env().root()?.join("limits.json"))
+}
+
+/// A file that is not there or not as it should be holds nothing.
+fn entries(path: &std::path::Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let value: Value = serde_json::from_str(&text).unwrap_or_default();
+    match (value["format"].as_u64(), value["measured"].as_array()) {
+        (Some(FORMAT), Some(entries)) => entries.clone(),
+        _ => Vec::new(),
+    }
+}
+
+/// What the limits depend on. Of another processor, or with another number of threads, they are others.
+fn fingerprint(backend: &CpuBackend) -> Value {
+    json!({
+        "processor": machine::cpu_name(),
+        "hardware_threads": machine::logical_cores(),
+        "threads": backend.threads(),
+        "isa": backend.level(),
+    })
+}
+
+fn is_of(entry: &Value, backend: &CpuBackend) -> bool {
+    entry["machine"] == fingerprint(backend)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_come_back_from_json() {
+        let speed = |best: f64| Speed { best, median: best * 0.9 };
+        let limits = Limits { read: speed(2.5e10), integer: speed(1.1e12), float: speed(3.0e11) };
+        assert_eq!(Limits::from_json(&limits.as_json()), Some(limits));
+        let mut broken = limits.as_json();
+        broken["float_ops_s"]["best"] = json!(0);
+        assert_eq!(Limits::from_json(&broken), None);
+        assert_eq!(Limits::from_json(&json!({})), None);
+    }
+}

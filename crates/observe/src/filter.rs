@@ -1,0 +1,67 @@
+//! Which events somebody wants to see: as much of `RUST_LOG` as there are events for.
+
+/// Whether a filter lets traces of `target` through: `trace` for everything, `exotherm=trace` or `exotherm` for one
+/// target and what is below it, several with commas between them, of which the nearest to the target counts. Other
+/// levels show less than traces; what cannot be understood, and regular expressions, show nothing.
+pub fn traces(filter: &str, target: &str) -> bool {
+    let mut nearest: Option<(usize, bool)> = None;
+    for directive in filter.split(',').map(str::trim).filter(|d| !d.is_empty()) {
+        let (name, level) = match directive.split_once('=') {
+            Some((name, level)) => (name.trim(), Some(level.trim())),
+            None if is_level(directive) => ("", Some(directive)),
+            None => (directive, None),
+        };
+        // A target alone is one at every level.
+        let shown = level.is_none_or(|level| level.eq_ignore_ascii_case("trace"));
+        if covers(name, target) && nearest.is_none_or(|(length, _)| name.len() >= length) {
+            nearest = Some((name.len(), shown));
+        }
+    }
+    nearest.is_some_and(|(_, shown)| shown) && !filter.contains('/')
+}
+
+fn is_level(text: &str) -> bool {
+    ["off", "error", "warn", "info", "debug", "trace"].iter().any(|level| text.eq_ignore_ascii_case(level))
+}
+
+fn covers(name: &str, target: &str) -> bool {
+    target.strip_prefix(name).is_some_and(|rest| name.is_empty() || rest.is_empty() || rest.starts_with("::"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_mean_what_they_mean_elsewhere() {
+        let on = [
+            "trace",
+            "TRACE",
+            "exotherm=trace",
+            "exotherm",
+            "exotherm::attn=trace",
+            "info,exotherm=trace",
+            " exotherm = trace , hyper=debug",
+            "exotherm=debug,exotherm=trace",
+            "exotherm=trace,info",
+            "off,exotherm::attn",
+        ];
+        let off = [
+            "",
+            "debug",
+            "off",
+            "exotherm=debug",
+            "exotherm=",
+            "exotherm=loud",
+            "exothermic=trace",
+            "other=trace",
+            "trace,exotherm=info",
+            "exotherm=trace,exotherm::attn=off",
+            "exotherm=trace/layer=1",
+            "exotherm::ops=trace",
+            "=,=",
+        ];
+        on.iter().for_each(|filter| assert!(traces(filter, "exotherm::attn"), "{filter:?}"));
+        off.iter().for_each(|filter| assert!(!traces(filter, "exotherm::attn"), "{filter:?}"));
+    }
+}
