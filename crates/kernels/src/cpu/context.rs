@@ -10,7 +10,7 @@ use super::simd::Level;
 use crate::backend::BackendError;
 use crate::batch::{BLOCK, Batch, Span};
 use crate::ops::Op;
-use crate::program::{Buf, KvId, Program, RecId, Rows};
+use crate::program::{Buf, Program, RecId, Rows};
 
 /// One op of a compiled program.
 ///
@@ -68,11 +68,6 @@ impl<'a> Lane<'a> {
     /// This lane's part of `n` items.
     pub fn items(&self, n: usize) -> Range<usize> {
         share(n, 1, self.id, self.of)
-    }
-
-    /// This lane's part of `n` items of which the later ones are more work.
-    pub fn every_nth(&self, n: usize) -> impl Iterator<Item = usize> + use<> {
-        (self.id..n).step_by(self.of)
     }
 
     /// This lane's part of `n` columns.
@@ -138,11 +133,9 @@ impl<'a> Ctx<'a> {
         unsafe { self.memory.recurrent[id.0 as usize].slice_mut(at + part.start..at + part.end) }
     }
 
-    /// Where in a layer's keys and values a KV head of a position of a sequence begins.
-    pub fn kv_at(&self, kv: KvId, span: &Span, position: usize, head: usize) -> usize {
-        let layer = self.program.state().kv[kv.0 as usize];
-        let block = self.batch.block_table(span)[position / BLOCK] as usize;
-        ((block * layer.kv_heads + head) * BLOCK + position % BLOCK) * layer.head_dim
+    /// The block of the pool that holds a position of a sequence.
+    pub fn block_of(&self, span: &Span, position: usize) -> usize {
+        self.batch.block_table(span)[position / BLOCK] as usize
     }
 }
 

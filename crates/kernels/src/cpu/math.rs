@@ -1,11 +1,12 @@
 //! Functions of one value. They have no branches but selections and are the same arithmetic wherever they are
 //! inlined, so that a loop over them becomes vector code with the same bits.
 
+/// 1.5 · 2^23: adding it leaves the nearest integer in the lowest bits.
+const NO_FRACTION: f32 = 12_582_912.0;
+
 /// e^x to about one part in 10^7; 0 far below, infinite far above.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    // Adding it leaves the nearest integer in the lowest bits.
-    const NO_FRACTION: f32 = 12_582_912.0; // 1.5 · 2^23
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = if x > 89.0 { 89.0 } else { x };
@@ -24,6 +25,32 @@ pub(crate) fn exp(x: f32) -> f32 {
     // In two steps, because 2^power may be no normal number where the product is one.
     let half = power >> 1;
     value * power_of_two(half) * power_of_two(power - half)
+}
+
+/// Coefficients of r^0, r^1, … in 2^r for r in -0.5..=0.5, good to one part in 10^8.
+pub(super) const EXP2: [f32; 7] =
+    [1.0, std::f32::consts::LN_2, 0.240_226_5, 0.055_503_57, 9.618_083e-3, 1.339_086_3e-3, 1.545_316_3e-4];
+/// Powers below are 0 and powers above infinite.
+pub(super) const EXP2_LOWEST: f32 = -151.0;
+pub(super) const EXP2_HIGHEST: f32 = 129.0;
+
+/// 2^x to about one part in 10^7; 0 far below, infinite far above.
+#[inline(always)]
+pub(crate) fn exp2(x: f32) -> f32 {
+    let x = if x < EXP2_LOWEST { EXP2_LOWEST } else { x };
+    let x = if x > EXP2_HIGHEST { EXP2_HIGHEST } else { x };
+    let shifted = x + NO_FRACTION;
+    let n = shifted - NO_FRACTION;
+    let r = x - n;
+    let mut p = EXP2[EXP2.len() - 1];
+    let mut i = EXP2.len() - 1;
+    while i > 0 {
+        i -= 1;
+        p = p * r + EXP2[i];
+    }
+    let power = shifted.to_bits().wrapping_sub(NO_FRACTION.to_bits()) as i32;
+    let half = power >> 1;
+    p * power_of_two(half) * power_of_two(power - half)
 }
 
 #[inline(always)]

@@ -7,14 +7,14 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
 
-use crate::backend::{BackendError, KvType};
-use exotherm_tensor::formats;
+use super::kv::KvPool;
+use crate::backend::BackendError;
 
 /// Every piece of memory begins on a cache line.
 const ALIGN: usize = 64;
 
 /// Numbers for which any bits are a value and zero bits are zero.
-pub(crate) trait Plain: Copy + Send + Sync + 'static {}
+pub(crate) trait Plain: Copy + Default + Send + Sync + 'static {}
 impl Plain for u8 {}
 impl Plain for u16 {}
 impl Plain for u32 {}
@@ -86,46 +86,6 @@ impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
         // SAFETY: allocated in `zeroed` with this layout.
         unsafe { dealloc(self.base.as_ptr(), self.layout) }
-    }
-}
-
-/// Keys or values of a layer, `[block][kv head][position][head_dim]`.
-pub(crate) enum KvPool {
-    F32(Shared<f32>),
-    F16(Shared<u16>),
-}
-
-impl KvPool {
-    pub fn zeroed(kv_type: KvType, len: usize) -> Result<KvPool, BackendError> {
-        let what = "the KV cache";
-        match kv_type {
-            KvType::F32 => Shared::zeroed(len, what).map(KvPool::F32),
-            KvType::F16 => Shared::zeroed(len, what).map(KvPool::F16),
-        }
-    }
-
-    pub fn bytes(&self) -> usize {
-        match self {
-            KvPool::F32(pool) => pool.bytes(),
-            KvPool::F16(pool) => pool.bytes(),
-        }
-    }
-
-    /// Stores values from element `at` on.
-    ///
-    /// # Safety
-    /// Nobody else reads or writes these elements at the same time.
-    pub unsafe fn store(&self, at: usize, values: &[f32]) {
-        let range = at..at + values.len();
-        match self {
-            // SAFETY: the caller's promise.
-            KvPool::F32(pool) => unsafe { pool.slice_mut(range) }.copy_from_slice(values),
-            KvPool::F16(pool) => {
-                // SAFETY: the caller's promise.
-                let halves = unsafe { pool.slice_mut(range) };
-                halves.iter_mut().zip(values).for_each(|(half, &value)| *half = formats::f32_to_f16(value));
-            }
-        }
     }
 }
 

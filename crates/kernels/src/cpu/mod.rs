@@ -4,6 +4,7 @@ mod clock;
 mod context;
 mod dots;
 mod formats;
+mod kv;
 mod math;
 mod measure;
 mod memory;
@@ -19,27 +20,27 @@ mod visits;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use exotherm_tensor::formats::f16_to_f32;
-
 use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place, check_batch};
-use crate::batch::{BLOCK, Batch};
+use crate::batch::Batch;
 use crate::profile::OpTime;
 use crate::program::{Buf, KvId, Program, RecId, Rows};
 
 pub use measure::Speed;
 
-pub(crate) use clock::Part;
+pub(crate) use clock::{Clock, Part};
 pub(crate) use context::{CpuOp, Ctx, Lane, Prepared};
-pub(crate) use memory::KvPool;
+pub(crate) use kv::{Cells, KvPool, Stored, padded};
+pub(crate) use memory::Shared;
 pub(crate) use normed::NormedInput;
-pub(crate) use pack::{PackedMatrix, Packer, TILE, Table, Tiles, overlap};
+pub(crate) use pack::{PackedMatrix, Packer, TILE, Table, Tiles, overlap, share};
 pub(crate) use product::Rows as InputRows;
 pub(crate) use simd::{Isa, Kernel, WIDTH};
 pub(crate) use vector::{activate, gate, mean_and_scale, normalize, shift_mix, soft_cap};
 pub(crate) use visits::Visits;
 pub(crate) use {math::exp, math::sigmoid, math::tanh};
 
-use memory::{LaneMemory, Memory, Shared};
+use kv::Side;
+use memory::{LaneMemory, Memory};
 use recorder::Recorder;
 use simd::Level;
 use team::Team;
@@ -136,11 +137,8 @@ fn take_memory(
         let what = "activations";
         Shared::zeroed(product(what, &[slot.width, rows_of(slot.rows)])?, what)
     });
-    let pools = || {
-        let pool = |layer: &crate::KvLayer| {
-            let len = product("the KV cache", &[limits.blocks, BLOCK, layer.kv_heads, layer.head_dim])?;
-            KvPool::zeroed(limits.kv_type, len)
-        };
+    let pools = |side| {
+        let pool = |&layer: &crate::KvLayer| KvPool::zeroed(side, limits.kv_type, limits.blocks, layer);
         program.state().kv.iter().map(pool).collect::<Result<Vec<_>, _>>()
     };
     let recurrent = program.state().recurrent.iter().map(|&width| {
@@ -149,8 +147,8 @@ fn take_memory(
     });
     Ok(Memory {
         slots: slots.collect::<Result<_, _>>()?,
-        keys: pools()?,
-        values: pools()?,
+        keys: pools(Side::Keys)?,
+        values: pools(Side::Values)?,
         recurrent: recurrent.collect::<Result<_, _>>()?,
         normed: Shared::zeroed(normed, "scratch")?,
         work: Shared::zeroed(work, "scratch")?,
@@ -242,8 +240,10 @@ impl Executor for CpuExecutor {
     fn read(&self, place: Place) -> Vec<f32> {
         match place {
             Place::Buffer(buf) => self.buffer_rows(buf).to_vec(),
-            Place::Keys(KvId(layer)) => pool_values(&self.memory.keys[layer as usize]),
-            Place::Values(KvId(layer)) => pool_values(&self.memory.values[layer as usize]),
+            // SAFETY: no lane runs while the executor is borrowed here.
+            Place::Keys(KvId(layer)) => unsafe { self.memory.keys[layer as usize].read() },
+            // SAFETY: as above.
+            Place::Values(KvId(layer)) => unsafe { self.memory.values[layer as usize].read() },
             Place::Recurrent(RecId(i)) => {
                 let state = &self.memory.recurrent[i as usize];
                 // SAFETY: no lane runs while the executor is borrowed here.
@@ -259,9 +259,9 @@ impl Executor for CpuExecutor {
                 self.memory.slots[slot].as_slice()[..values.len()].copy_from_slice(values);
             }
             // SAFETY: `&mut self` keeps runs away.
-            Place::Keys(KvId(layer)) => unsafe { self.memory.keys[layer as usize].store(0, values) },
+            Place::Keys(KvId(layer)) => unsafe { self.memory.keys[layer as usize].write(values) },
             // SAFETY: as above.
-            Place::Values(KvId(layer)) => unsafe { self.memory.values[layer as usize].store(0, values) },
+            Place::Values(KvId(layer)) => unsafe { self.memory.values[layer as usize].write(values) },
             Place::Recurrent(RecId(i)) => {
                 self.memory.recurrent[i as usize].as_slice()[..values.len()].copy_from_slice(values);
             }
@@ -276,15 +276,6 @@ impl CpuExecutor {
         let slot = self.program.plan().slot_of(buf).expect("only buffers of ops are read");
         // SAFETY: no lane runs while the executor is borrowed here.
         unsafe { self.memory.slots[slot].slice(0..rows * spec.width) }
-    }
-}
-
-fn pool_values(pool: &KvPool) -> Vec<f32> {
-    match pool {
-        // SAFETY: no lane runs while the executor is borrowed by the caller.
-        KvPool::F32(pool) => unsafe { pool.slice(0..pool.len()) }.to_vec(),
-        // SAFETY: as above.
-        KvPool::F16(pool) => unsafe { pool.slice(0..pool.len()) }.iter().map(|&h| f16_to_f32(h)).collect(),
     }
 }
 

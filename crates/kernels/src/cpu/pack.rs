@@ -219,6 +219,11 @@ impl<'a> Packer<'a> {
         self.limits.rows.max(self.limits.logit_rows)
     }
 
+    /// Lanes that the program will run on.
+    pub fn lanes(&self) -> usize {
+        self.team.lanes()
+    }
+
     /// A matrix to multiply with, and the scratch for it.
     pub fn matrix(&mut self, id: MatId) -> Result<Arc<PackedMatrix>, BackendError> {
         let n_in = self.program.matrix(id).n_in;

@@ -12,6 +12,10 @@ pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512, Avx512Vnni};
 
+use exotherm_tensor::formats::f32_to_f16;
+
+use super::math;
+
 /// Elements of a vector. Element `i` of a row always goes to lane `i % WIDTH`.
 pub(crate) const WIDTH: usize = 16;
 
@@ -43,6 +47,53 @@ pub(crate) trait Isa: Copy {
         low: impl Fn(Self::V) -> Self::V,
         high: impl Fn(Self::V) -> Self::V,
     ) -> (Self::V, Self::V);
+
+    /// The larger of each pair of lanes; that of `b` where one is no number.
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        let (mut left, mut right) = ([0.0; WIDTH], [0.0; WIDTH]);
+        self.store(a, &mut left);
+        self.store(b, &mut right);
+        for i in 0..WIDTH {
+            left[i] = if left[i] > right[i] { left[i] } else { right[i] };
+        }
+        self.load(&left)
+    }
+
+    /// The largest of all lanes.
+    #[inline(always)]
+    fn largest(self, v: Self::V) -> f32 {
+        let mut lanes = [0.0; WIDTH];
+        self.store(v, &mut lanes);
+        // In halves, so that it takes four steps of vector code.
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                lanes[i] = if lanes[i] > lanes[i + half] { lanes[i] } else { lanes[i + half] };
+            }
+        }
+        lanes[0]
+    }
+
+    /// 2^v as [`math::exp2`] makes it, but for products that are rounded with their sums.
+    #[inline(always)]
+    fn exp2(self, v: Self::V) -> Self::V {
+        let mut lanes = [0.0; WIDTH];
+        self.store(v, &mut lanes);
+        for lane in &mut lanes {
+            *lane = math::exp2(*lane);
+        }
+        self.load(&lanes)
+    }
+
+    /// Stores half floats, rounded to the nearest.
+    #[inline(always)]
+    fn store_halves(self, value: Self::V, to: &mut [u16; WIDTH]) {
+        let mut lanes = [0.0; WIDTH];
+        self.store(value, &mut lanes);
+        for i in 0..WIDTH {
+            to[i] = f32_to_f16(lanes[i]);
+        }
+    }
 
     #[inline(always)]
     fn zero(self) -> Self::V {
@@ -202,7 +253,50 @@ mod tests {
             }
             assert_eq!(isa.sum(isa.load(&terms)), tree[0]);
             assert_eq!(values(isa.load_at(&terms, 13))[..4], [terms[13], terms[14], terms[15], 0.0]);
+            assert_eq!(isa.largest(isa.load(&terms)), terms.iter().copied().fold(f32::MIN, f32::max));
+            let reversed: [f32; WIDTH] = std::array::from_fn(|i| terms[WIDTH - 1 - i]);
+            let larger: [f32; WIDTH] = std::array::from_fn(|i| terms[i].max(reversed[i]));
+            assert_eq!(values(isa.max(isa.load(&terms), isa.load(&reversed))), larger);
+            rounds_halves(isa);
+            raises_two(isa);
         }
+    }
+
+    /// Halves between all neighbours, one bit to either side of them, and what is no number.
+    #[inline(always)]
+    fn rounds_halves<I: Isa>(isa: I) {
+        for bits in 0..=u16::MAX {
+            let value = f16_to_f32(bits);
+            let middle = value.to_bits().wrapping_add(1 << 12);
+            let mut floats = [value; WIDTH];
+            for (float, bits) in floats[1..4].iter_mut().zip(middle.wrapping_sub(1)..) {
+                *float = f32::from_bits(bits);
+            }
+            floats[4] = value * 0.75;
+            let mut halves = [0; WIDTH];
+            isa.store_halves(isa.load(&floats), &mut halves);
+            assert_eq!(halves, floats.map(f32_to_f16), "{floats:?}");
+        }
+    }
+
+    #[inline(always)]
+    fn raises_two<I: Isa>(isa: I) {
+        for first in (-2520..2048).step_by(WIDTH) {
+            let x: [f32; WIDTH] = std::array::from_fn(|i| (first + i as i32) as f32 * 0.0613);
+            let mut have = [0.0; WIDTH];
+            isa.store(isa.exp2(isa.load(&x)), &mut have);
+            for (&x, have) in x.iter().zip(have) {
+                let want = f64::from(x).exp2();
+                let allowed = 1.2e-7 * want + f64::from(f32::from_bits(1));
+                assert!((f64::from(have) - want).abs() <= allowed, "2^{x} is {want}, not {have}");
+            }
+        }
+        let mut have = [0.0; WIDTH];
+        let special = [0.0, f32::NEG_INFINITY, -1e30, -151.0, f32::NAN, 1.0, -1.0, -126.0];
+        isa.store(isa.exp2(isa.load_at(&special, 0)), &mut have);
+        assert_eq!(have[..4], [1.0, 0.0, 0.0, 0.0]);
+        assert!(have[4].is_nan());
+        assert_eq!(have[5..8], [2.0, 0.5, f32::MIN_POSITIVE]);
     }
 
     #[test]

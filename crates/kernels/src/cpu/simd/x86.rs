@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Isa, Kernel, WIDTH};
+use crate::cpu::math::{EXP2, EXP2_HIGHEST, EXP2_LOWEST};
 
 /// Made by `detect` alone, so that who has one may use the instructions.
 #[derive(Clone, Copy)]
@@ -82,6 +83,35 @@ fn sum_of_eight(v: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
+/// The largest of eight lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn largest_of_eight(v: __m256) -> f32 {
+    let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// 2^x of eight lanes, with the arithmetic of `math::exp2`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn exp2_of_eight(x: __m256) -> __m256 {
+    let x = _mm256_max_ps(_mm256_set1_ps(EXP2_LOWEST), x);
+    let x = _mm256_min_ps(_mm256_set1_ps(EXP2_HIGHEST), x);
+    let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+    let r = _mm256_sub_ps(x, n);
+    let mut p = _mm256_set1_ps(EXP2[EXP2.len() - 1]);
+    for &c in EXP2[..EXP2.len() - 1].iter().rev() {
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
+    }
+    let power = _mm256_cvtps_epi32(n);
+    let half = _mm256_srai_epi32::<1>(power);
+    let bias = _mm256_set1_epi32(127);
+    let first = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
+    let second = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(power, half), bias));
+    _mm256_mul_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second))
+}
+
 impl Isa for Avx2 {
     type V = [__m256; 2];
     const MANY_REGISTERS: bool = false;
@@ -131,6 +161,37 @@ impl Isa for Avx2 {
     fn sum(self, v: Self::V) -> f32 {
         // SAFETY: `self` was made by `detect`.
         unsafe { sum_of_eight(_mm256_add_ps(v[0], v[1])) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: `self` was made by `detect`.
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn largest(self, v: Self::V) -> f32 {
+        // SAFETY: `self` was made by `detect`.
+        unsafe { largest_of_eight(_mm256_max_ps(v[0], v[1])) }
+    }
+
+    #[inline(always)]
+    fn exp2(self, v: Self::V) -> Self::V {
+        // SAFETY: `self` was made by `detect`.
+        unsafe { [exp2_of_eight(v[0]), exp2_of_eight(v[1])] }
+    }
+
+    #[inline(always)]
+    fn store_halves(self, value: Self::V, to: &mut [u16; WIDTH]) {
+        let (low, high) = to.split_at_mut(8);
+        // SAFETY: `self` was made by `detect`; each pointer has eight elements of two bytes.
+        unsafe {
+            _mm_storeu_si128(low.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value[0]));
+            _mm_storeu_si128(
+                high.as_mut_ptr().cast(),
+                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value[1]),
+            );
+        }
     }
 
     #[inline(always)]
@@ -249,6 +310,43 @@ impl Isa for Avx512 {
     fn sum(self, v: Self::V) -> f32 {
         // SAFETY: `self` was made by `detect`.
         unsafe { sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: `self` was made by `detect`.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn largest(self, v: Self::V) -> f32 {
+        // SAFETY: `self` was made by `detect`.
+        unsafe { largest_of_eight(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
+    }
+
+    #[inline(always)]
+    fn exp2(self, v: Self::V) -> Self::V {
+        // SAFETY: `self` was made by `detect`.
+        unsafe {
+            let x = _mm512_max_ps(_mm512_set1_ps(EXP2_LOWEST), v);
+            let x = _mm512_min_ps(_mm512_set1_ps(EXP2_HIGHEST), x);
+            let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+            let r = _mm512_sub_ps(x, n);
+            let mut p = _mm512_set1_ps(EXP2[EXP2.len() - 1]);
+            for &c in EXP2[..EXP2.len() - 1].iter().rev() {
+                p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+            }
+            _mm512_scalef_ps(p, n)
+        }
+    }
+
+    #[inline(always)]
+    fn store_halves(self, value: Self::V, to: &mut [u16; WIDTH]) {
+        // SAFETY: `self` was made by `detect`; the pointer has sixteen elements of two bytes.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
+        }
     }
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 use super::{QkRopeWrite, Rope, RopeStyle};
-use crate::cpu::{CpuOp, Ctx, Lane, Packer, Part, Prepared, normalize};
+use crate::batch::BLOCK;
+use crate::cpu::{CpuOp, Ctx, Isa, Kernel, Lane, Packer, Part, Prepared, normalize};
 use crate::ops::Norm;
 
 pub(crate) fn prepare(op: &QkRopeWrite, packer: &mut Packer) -> Prepared {
@@ -12,36 +13,53 @@ impl CpuOp for QkRopeWrite {
         1
     }
 
-    /// An item is one head of Q, K or V of one row.
     fn run(&self, _stage: usize, cx: &Ctx, lane: &mut Lane) {
-        let layer = self.layer(cx.program);
-        let heads = self.heads + 2 * layer.kv_heads;
+        cx.level.run(Heads { op: self, cx, lane });
+    }
+}
+
+/// A lane's items, each of which is one head of Q, K or V of one row.
+struct Heads<'a, 'b> {
+    op: &'a QkRopeWrite,
+    cx: &'a Ctx<'a>,
+    lane: &'a mut Lane<'b>,
+}
+
+impl Kernel for Heads<'_, '_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Heads { op, cx, lane } = self;
+        let layer = op.layer(cx.program);
+        let (dim, kv) = (layer.head_dim, op.kv.0 as usize);
+        let heads = op.heads + 2 * layer.kv_heads;
         for item in lane.items(cx.batch.rows() * heads) {
             let (row, head) = (item / heads, item % heads);
             // SAFETY: each head of a row is one lane's.
-            let values =
-                unsafe { cx.columns(self.qkv, row, head * layer.head_dim..(head + 1) * layer.head_dim) };
-            if head < self.heads {
-                norm_and_rotate(cx, row, self.q_norm, self.rope, values, lane);
+            let vector = unsafe { cx.columns(op.qkv, row, head * dim..(head + 1) * dim) };
+            if head < op.heads {
+                norm_and_rotate(cx, row, op.q_norm, op.rope, vector, lane);
                 continue;
             }
-            let kv_head = head - self.heads;
-            let (span, position) = (cx.batch.span_of(row), cx.batch.positions()[row] as usize);
+            let kv_head = head - op.heads;
+            let position = cx.batch.positions()[row] as usize;
+            let block = cx.block_of(cx.batch.span_of(row), position);
             if kv_head < layer.kv_heads {
-                norm_and_rotate(cx, row, self.k_norm, self.rope, values, lane);
-                let at = cx.kv_at(self.kv, span, position, kv_head);
+                norm_and_rotate(cx, row, op.k_norm, op.rope, vector, lane);
                 // SAFETY: each head of a position is written by one lane, that of its row.
-                unsafe { cx.memory.keys[self.kv.0 as usize].store(at, values) };
+                unsafe { cx.memory.keys[kv].store(isa, block, kv_head, position % BLOCK, vector) };
             } else {
-                let at = cx.kv_at(self.kv, span, position, kv_head - layer.kv_heads);
+                let kv_head = kv_head - layer.kv_heads;
                 // SAFETY: as above.
-                unsafe { cx.memory.values[self.kv.0 as usize].store(at, values) };
+                unsafe { cx.memory.values[kv].store(isa, block, kv_head, position % BLOCK, vector) };
             }
             lane.clock.lap(Part::Main);
         }
     }
 }
 
+#[inline(always)]
 fn norm_and_rotate(
     cx: &Ctx,
     row: usize,
@@ -60,20 +78,17 @@ fn norm_and_rotate(
     // SAFETY: the op does not write the table.
     let table = unsafe { cx.rows(rope.table) }.row(row);
     let (cosines, sines) = table.split_at(table.len() / 2);
-    let n = cosines.len();
-    let rotate = |x: &mut f32, y: &mut f32, (cos, sin): (&f32, &f32)| {
-        (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
-    };
+    let angles = cosines.iter().zip(sines);
     match rope.style {
         RopeStyle::Halves => {
-            let (first, second) = head.split_at_mut(n);
-            for ((x, y), angle) in first.iter_mut().zip(second).zip(cosines.iter().zip(sines)) {
-                rotate(x, y, angle);
+            let (first, second) = head.split_at_mut(cosines.len());
+            for ((x, y), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
+                (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
             }
         }
         RopeStyle::Pairs => {
-            for ([x, y], angle) in head.as_chunks_mut().0.iter_mut().zip(cosines.iter().zip(sines)) {
-                rotate(x, y, angle);
+            for ([x, y], (cos, sin)) in head.as_chunks_mut().0.iter_mut().zip(angles) {
+                (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
             }
         }
     }
