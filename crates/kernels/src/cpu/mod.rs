@@ -2,6 +2,11 @@
 
 mod clock;
 mod context;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, unused_imports, reason = "products of floats still go through `product`")
+)]
+mod floats;
 mod formats;
 mod math;
 mod memory;
