@@ -46,6 +46,10 @@ pub(crate) trait Isa: Copy {
         high: impl Fn(Self::V) -> Self::V,
     ) -> (Self::V, Self::V);
 
+    /// Has the cache line at `at` brought near, where the level can.
+    #[inline(always)]
+    fn prefetch<T>(self, _at: &T) {}
+
     #[inline(always)]
     fn zero(self) -> Self::V {
         self.splat(0.0)
