@@ -3,6 +3,11 @@
 mod clock;
 mod context;
 mod dots;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, unused_imports, reason = "products of floats still go through `product`")
+)]
+mod floats;
 mod formats;
 mod kv;
 mod math;

@@ -38,6 +38,8 @@ pub(crate) trait Isa: Copy {
     fn splat_half(self, bits: u16) -> Self::V;
     fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V;
     fn bf16s_to_floats(self, bits: &[u16; WIDTH]) -> Self::V;
+    /// The low halves and the high halves of sixteen words.
+    fn bf16_pairs_to_floats(self, pairs: &[u32; WIDTH]) -> [Self::V; 2];
     fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V;
     /// The low nibbles passed through `low` and the high ones through `high`. (A level may make a table of the
     /// sixteen results of each.)
@@ -94,6 +96,10 @@ pub(crate) trait Isa: Copy {
             to[i] = f32_to_f16(lanes[i]);
         }
     }
+
+    /// Has the cache line at `at` brought near, where the level can.
+    #[inline(always)]
+    fn prefetch<T>(self, _at: &T) {}
 
     #[inline(always)]
     fn zero(self) -> Self::V {
@@ -237,6 +243,11 @@ mod tests {
                 same(bits.map(|b| isa.half_to_float(b)), bits.map(f16_to_f32));
                 same(values(isa.splat_half(first)), [f16_to_f32(first); WIDTH]);
                 same(values(isa.bf16s_to_floats(&bits)), bits.map(bf16_to_f32));
+                let others = bits.map(|b| b ^ 0x5a5a);
+                let pairs = std::array::from_fn(|i| u32::from(bits[i]) | u32::from(others[i]) << 16);
+                let [low, high] = isa.bf16_pairs_to_floats(&pairs);
+                same(values(low), bits.map(bf16_to_f32));
+                same(values(high), others.map(bf16_to_f32));
             }
             let bytes: [u8; WIDTH] = std::array::from_fn(|i| (i * 37 + 200) as u8);
             assert_eq!(values(isa.i8s_to_floats(&bytes)), bytes.map(|b| f32::from(b as i8)));

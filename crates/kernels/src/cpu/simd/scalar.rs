@@ -72,6 +72,11 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
+    fn bf16_pairs_to_floats(self, pairs: &[u32; WIDTH]) -> [Self::V; 2] {
+        [pairs.map(|pair| f32::from_bits(pair << 16)), pairs.map(|pair| f32::from_bits(pair & 0xffff_0000))]
+    }
+
+    #[inline(always)]
     fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V {
         bytes.map(|b| f32::from(b as i8))
     }

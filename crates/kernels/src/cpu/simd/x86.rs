@@ -130,6 +130,12 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, at: &T) {
+        // SAFETY: `self` was made by `detect`; a hint, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast()) }
+    }
+
+    #[inline(always)]
     fn store(self, value: Self::V, to: &mut [f32; WIDTH]) {
         let (low, high) = to.split_at_mut(8);
         // SAFETY: `self` was made by `detect`; each pointer has eight elements.
@@ -230,6 +236,26 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn bf16_pairs_to_floats(self, pairs: &[u32; WIDTH]) -> [Self::V; 2] {
+        let (first, second) = halves(pairs);
+        // SAFETY: `self` was made by `detect`; each pointer has eight elements of four bytes.
+        unsafe {
+            let words = [_mm256_loadu_si256(first.cast()), _mm256_loadu_si256(second.cast())];
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            [
+                [
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words[0])),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words[1])),
+                ],
+                [
+                    _mm256_castsi256_ps(_mm256_and_si256(words[0], high)),
+                    _mm256_castsi256_ps(_mm256_and_si256(words[1], high)),
+                ],
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V {
         let (low, high) = halves(bytes);
         // SAFETY: `self` was made by `detect`; each pointer has eight bytes.
@@ -280,6 +306,12 @@ impl Isa for Avx512 {
     fn load(self, from: &[f32; WIDTH]) -> Self::V {
         // SAFETY: `self` was made by `detect`; the pointer has sixteen elements.
         unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, at: &T) {
+        // SAFETY: `self` was made by `detect`; a hint, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast()) }
     }
 
     #[inline(always)]
@@ -373,6 +405,16 @@ impl Isa for Avx512 {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bits.as_ptr().cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    fn bf16_pairs_to_floats(self, pairs: &[u32; WIDTH]) -> [Self::V; 2] {
+        // SAFETY: `self` was made by `detect`; the pointer has sixteen elements of four bytes.
+        unsafe {
+            let words = _mm512_loadu_si512(pairs.as_ptr().cast());
+            let high = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)), _mm512_castsi512_ps(high)]
         }
     }
 
