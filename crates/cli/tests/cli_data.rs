@@ -278,6 +278,32 @@ fn bench_measures_without_a_tokenizer() {
 }
 
 #[test]
+fn bench_measures_sequences_together_and_at_depth() {
+    let user = User::new();
+    for model in [path("llama-rope3"), path("rwkv7/model.gguf")] {
+        let options = ["-n", "3", "-r", "2", "--batch", "1,3", "--depth", "0,20", "-p", "4", "--json"];
+        let json = user.run(&[&["bench", &model], &options[..]].concat()).json();
+        let tests = json["tests"].as_array().expect("tests");
+        let named: Vec<_> = tests.iter().map(|t| (t["test"].as_str(), &t["batch"], &t["depth"])).collect();
+        let expected =
+            [("pp4", 1, 0), ("tg3", 1, 0), ("tg3@b3", 3, 0), ("tg3@d20", 1, 20), ("tg3@b3@d20", 3, 20)]
+                .map(|(name, batch, depth)| (name, Value::from(batch), Value::from(depth)));
+        assert_eq!(named, expected.iter().map(|(n, b, d)| (Some(*n), b, d)).collect::<Vec<_>>());
+        for test in tests {
+            assert!(numbers(&test["samples"]).iter().all(|v| *v > 0.0) && test["threads"].is_u64(), "{test}");
+        }
+    }
+    let run = |options: &[&str]| user.run(&[&["bench", &path("gpt2")], options].concat());
+    run(&["--batch", "0"]).fails(2, &["--batch", "0 sequences", "1 to 1024"]);
+    run(&["--batch", "4,x"]).fails(2, &["--batch", "whole number"]);
+    run(&["--depth", "-1"]).fails(2, &[]);
+    run(&["--depth", "1,,2"]).fails(2, &["--depth", "whole number"]);
+    run(&["-p", "0", "-n", "4", "--depth", "9999"]).fails(1, &["10004", "positions", "--depth"]);
+    let huge = "1000000000000";
+    user.run(&["bench", &path("qwen2"), "-p", "0", "--depth", huge]).fails(1, &["no room", "--depth"]);
+}
+
+#[test]
 fn inspect_tells_what_it_can() {
     let user = User::new();
     let json = user.run(&["inspect", &path("llama-rope3"), "--ctx", "32", "--json"]).json();
