@@ -203,7 +203,8 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     let maker = Maker { folder: &folder, scripts: &scripts, python: &python, exotherm: &exotherm };
     let mut session =
         Session { options, exotherm: &exotherm, peer: &mut peer, folder: &folder, notes: Vec::new() };
-    session.same_tokens(&maker.path("smollm2.f16", session.peer)?)?;
+    let floats = maker.path("smollm2.f16", session.peer)?;
+    session.same_tokens(&floats)?;
     let memory = Memory::new(options.threads);
     let mut measured = Vec::new();
     for row in rows {
