@@ -1,6 +1,8 @@
 //! The project's own chores. `cargo xtask test` is what CI runs.
 
 mod golden;
+mod peers;
+mod python;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +21,15 @@ Commands:
                               --heavy    also the tests on gemma3-270m, 253 MB
   tidy                        the checks of the source tree alone: lengths, layering, words that must not be there
   golden [FILTER]             make the golden models and vectors anew in a Python environment of their own
+  bench-peers [OPTIONS]       our speed beside llama.cpp's, in turn on the same files; for an idle machine
+                              --models A,B     those whose names hold one of these
+                              --pairs N        times that both are measured [5]
+                              --threads N      of each [2]
+                              --prompt N       tokens of a prompt [512]
+                              --generate N     tokens decoded [128]; half of them with 16 sequences and at depth
+                              --exotherm FILE  this binary instead of building one
+                              --venv DIR       this Python environment instead of making one
+                              --write          keep the result in benches/PEERS.md
   help                        this text
 ";
 
@@ -39,6 +50,7 @@ fn run(args: &[String]) -> Result<()> {
         ["test", options @ ..] => test(TestOptions::parse(options)?),
         ["tidy"] => tidy::run(&root()),
         ["golden"] => golden::run(&root(), None),
+        ["bench-peers", options @ ..] => peers::run(&root(), &peers::Options::parse(options)?),
         ["golden", filter] => golden::run(&root(), Some(filter)),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

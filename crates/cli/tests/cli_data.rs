@@ -234,17 +234,60 @@ fn selfcheck_agrees_on_every_kind_of_model() {
     let user = User::new();
     for case in ["llama-rope3", "qwen3moe-fused", "gemma3-six", "gpt2", "rwkv7/model.gguf"] {
         for options in [&[][..], &["--kv-type", "f16", "--threads", "2"], &["--quantize", "bf16"]] {
-            let json = user.run(&[&["selfcheck", &path(case), "--json"], options].concat()).json();
+            let base = ["selfcheck", &path(case), "--tokens", "200", "--json"];
+            let json = user.run(&[&base[..], options].concat()).json();
             assert_eq!(json["agrees"], true, "{case} {json}");
+            // Both comparisons, each with its own measure.
+            assert_eq!(json["operations"]["agrees"], true, "{case} {json}");
+            assert_eq!(json["text"]["agrees"], true, "{case} {json}");
+            assert_eq!(
+                (&json["text"]["positions"], &json["text"]["against"]),
+                (&200.into(), &"reference".into())
+            );
+            assert_eq!(json["rounds_activations"], false, "no weight is quantized: {json}");
             assert_eq!(json["hash"], json["reference_hash"], "{case} {json}");
             assert_eq!(json["first_divergence"], Value::Null);
             assert!(json["worst_op"]["name"].is_string(), "{json}");
         }
     }
-    let text = user.run(&["selfcheck", &path("qwen2")]).fine().stdout;
-    assert!(text.contains("they agree") && text.contains("hash cpu"), "{text}");
+    let text = user.run(&["selfcheck", &path("qwen2"), "--tokens", "40"]).fine().stdout;
+    for words in ["they agree", "hash cpu", "Computed right?", "What comes of it? 40 tokens in windows of 40"]
+    {
+        assert!(text.contains(words), "{words}: {text}");
+    }
     // Its vocabulary has no ß, so token ids have to do.
-    user.run(&["selfcheck", &user.talking_model("m", false)]).fine();
+    user.run(&["selfcheck", &user.talking_model("m", false), "--tokens", "40"]).fine();
+    user.run(&["selfcheck", &path("qwen2"), "--tokens", "0"]).fails(2, &["--tokens", "at least 1"]);
+}
+
+#[test]
+fn selfcheck_takes_a_long_text_in_windows_that_the_model_has_room_for() {
+    let user = User::new();
+    let json = user.run(&["selfcheck", &path("qwen2"), "--json"]).json();
+    assert_eq!((&json["agrees"], &json["text"]["positions"]), (&true.into(), &3072.into()), "{json}");
+    assert!(json["window"].as_u64().is_some_and(|window| window <= 1024), "{json}");
+    let bounds = &json["text"]["tolerance"];
+    assert_eq!((&bounds["top1"], &bounds["op_error"]), (&0.999.into(), &Value::Null), "{json}");
+    let small = user.run(&["selfcheck", &path("gpt2"), "--tokens", "100", "--json"]).json();
+    let context: Value =
+        serde_json::from_slice(&fs::read(golden("gpt2").join("config.json")).expect("read")).expect("JSON");
+    assert_eq!(small["window"].as_u64(), context["n_positions"].as_u64().map(|n| n.min(100)), "{small}");
+}
+
+#[test]
+fn selfcheck_of_quantized_weights_says_whether_activations_are_rounded() {
+    let user = User::new();
+    let model = path("llama-rope3");
+    let json = user.run(&["selfcheck", &model, "--quantize", "q8_0", "--tokens", "100", "--json"]).json();
+    let (rounds, against) = (&json["rounds_activations"], &json["operations"]["against"]);
+    match rounds.as_bool() {
+        Some(true) => {
+            assert_eq!(against, "reference (rounded activations)");
+            let bounds = &json["text"]["tolerance"];
+            assert_eq!((&bounds["top1"], &bounds["mean_kl"]), (&0.96.into(), &4e-3.into()), "{json}");
+        }
+        _ => assert_eq!((against, &json["agrees"]), (&"reference".into(), &true.into()), "{json}"),
+    }
 }
 
 #[test]
@@ -275,6 +318,32 @@ fn bench_measures_without_a_tokenizer() {
     user.run(&["bench", &model, "-p", "0", "-n", "0"]).fails(2, &["nothing to measure"]);
     user.run(&["bench", &model, "-r", "0"]).fails(2, &["at least 1"]);
     user.run(&["bench", &path("gpt2"), "-p", "9999"]).fails(1, &["10000", "positions"]);
+}
+
+#[test]
+fn bench_measures_sequences_together_and_at_depth() {
+    let user = User::new();
+    for model in [path("llama-rope3"), path("rwkv7/model.gguf")] {
+        let options = ["-n", "3", "-r", "2", "--batch", "1,3", "--depth", "0,20", "-p", "4", "--json"];
+        let json = user.run(&[&["bench", &model], &options[..]].concat()).json();
+        let tests = json["tests"].as_array().expect("tests");
+        let named: Vec<_> = tests.iter().map(|t| (t["test"].as_str(), &t["batch"], &t["depth"])).collect();
+        let expected =
+            [("pp4", 1, 0), ("tg3", 1, 0), ("tg3@b3", 3, 0), ("tg3@d20", 1, 20), ("tg3@b3@d20", 3, 20)]
+                .map(|(name, batch, depth)| (name, Value::from(batch), Value::from(depth)));
+        assert_eq!(named, expected.iter().map(|(n, b, d)| (Some(*n), b, d)).collect::<Vec<_>>());
+        for test in tests {
+            assert!(numbers(&test["samples"]).iter().all(|v| *v > 0.0) && test["threads"].is_u64(), "{test}");
+        }
+    }
+    let run = |options: &[&str]| user.run(&[&["bench", &path("gpt2")], options].concat());
+    run(&["--batch", "0"]).fails(2, &["--batch", "0 sequences", "1 to 1024"]);
+    run(&["--batch", "4,x"]).fails(2, &["--batch", "whole number"]);
+    run(&["--depth", "-1"]).fails(2, &[]);
+    run(&["--depth", "1,,2"]).fails(2, &["--depth", "whole number"]);
+    run(&["-p", "0", "-n", "4", "--depth", "9999"]).fails(1, &["10004", "positions", "--depth"]);
+    let huge = "1000000000000";
+    user.run(&["bench", &path("qwen2"), "-p", "0", "--depth", huge]).fails(1, &["no room", "--depth"]);
 }
 
 #[test]

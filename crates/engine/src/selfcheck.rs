@@ -8,13 +8,17 @@ use crate::error::EngineError;
 use crate::evaluate::{Evaluator, Step, log_sum_exp};
 use crate::sampling::argmax;
 
-/// How far the other backend may be from the reference.
-#[derive(Clone, Copy, Debug)]
+/// How far the other backend may be from the reference. What is infinite (for `top1`, 0) is no bound.
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Tolerance {
     /// Largest difference in a row an op makes, in parts of the row's largest value.
     pub op_error: f64,
     /// Largest Kullback-Leibler divergence of a position, in nats.
     pub kl: f64,
+    /// Largest mean of the divergences, in nats.
+    pub mean_kl: f64,
+    /// Least share of positions where both hold the same token for the likeliest.
+    pub top1: f64,
     /// Where the likeliest tokens differ: how much likelier, in nats, the reference may hold its own.
     pub flip: f64,
 }
@@ -60,7 +64,26 @@ impl Report {
     /// Whether the other backend can be trusted. The outputs may part only where the reference was undecided.
     pub fn agrees(&self) -> bool {
         let tolerance = &self.tolerance;
-        self.first_divergence.is_none() && self.max_kl <= tolerance.kl && self.worst_flip <= tolerance.flip
+        self.first_divergence.is_none()
+            && self.max_kl <= tolerance.kl
+            && self.mean_kl <= tolerance.mean_kl
+            && self.top1_agreement() >= tolerance.top1
+            && self.worst_flip <= tolerance.flip
+    }
+
+    fn new(tolerance: Tolerance) -> Report {
+        Report {
+            tolerance,
+            first_divergence: None,
+            worst_op: None,
+            positions: 0,
+            agreements: 0,
+            mean_kl: 0.0,
+            max_kl: 0.0,
+            worst_flip: 0.0,
+            reference_output: Vec::new(),
+            output: Vec::new(),
+        }
     }
 
     pub fn reference_hash(&self) -> QualityHash {
@@ -91,9 +114,15 @@ impl fmt::Display for QualityHash {
 }
 
 /// Compares `other` with `reference`, which hold the same program, on `tokens` and on the `generate` tokens
-/// that each writes after them. The first step of many rows and the first of one row are compared op by op,
-/// each backend going on from its own values; the evaluators should have as many logit rows as rows in a
-/// chunk, or the first step has one row too. `progress` is told the rows done and all there are.
+/// that each writes after them.
+///
+/// A step of many rows and one of a single row are first compared op by op. There the other's results are made the
+/// reference's after every op, so that each op is asked about the same values: where activations are rounded, the
+/// last bit of a value decides now and then which way it goes, and after a few layers nothing else would be seen.
+/// Then both run the text from an empty state, each on its own values, for the distributions.
+///
+/// The evaluators should have as many logit rows as rows in a chunk, or the step of many rows has one row too.
+/// `progress` is told the rows done and all there are.
 pub fn selfcheck(
     reference: &mut Evaluator,
     other: &mut Evaluator,
@@ -109,22 +138,37 @@ pub fn selfcheck(
     if total > ctx {
         return Err(EngineError::TooManyTokens { tokens: total, ctx });
     }
-    let report = Report {
-        tolerance,
-        first_divergence: None,
-        worst_op: None,
-        positions: 0,
-        agreements: 0,
-        mean_kl: 0.0,
-        max_kl: 0.0,
-        worst_flip: 0.0,
-        reference_output: Vec::with_capacity(generate),
-        output: Vec::with_capacity(generate),
-    };
-    let mut check = Check { reference, other, report, progress, total };
+    let mut check = Check { reference, other, report: Report::new(tolerance), progress, total, done: 0 };
+    check.check_ops(tokens)?;
     let last = check.read_text(tokens)?;
     check.write_on(tokens, generate, last)?;
-    Ok(check.report)
+    Ok(check.finish())
+}
+
+/// Compares the distributions of `other` and `reference` at every position of `tokens`. The text is cut into windows
+/// of `window` tokens, each of which is run from an empty state; the last may be shorter.
+pub fn compare_text(
+    reference: &mut Evaluator,
+    other: &mut Evaluator,
+    tokens: &[u32],
+    window: usize,
+    tolerance: Tolerance,
+    progress: impl FnMut(usize, usize),
+) -> Result<Report, EngineError> {
+    if window == 0 {
+        return Err(EngineError::Config { name: "window", value: window, must: "at least 1" });
+    }
+    if tokens.is_empty() {
+        return Err(EngineError::EmptyPrompt);
+    }
+    let total = tokens.len();
+    let mut check = Check { reference, other, report: Report::new(tolerance), progress, total, done: 0 };
+    for window in tokens.chunks(window) {
+        check.reference.check(window)?;
+        check.other.check(window)?;
+        check.read_text(window)?;
+    }
+    Ok(check.finish())
 }
 
 struct Check<'a, P> {
@@ -133,26 +177,74 @@ struct Check<'a, P> {
     report: Report,
     progress: P,
     total: usize,
+    done: usize,
 }
 
 impl<P: FnMut(usize, usize)> Check<'_, P> {
-    /// Runs the text and compares every position; returns what each holds for the next token.
-    fn read_text(&mut self, tokens: &[u32]) -> Result<[u32; 2], EngineError> {
+    fn finish(mut self) -> Report {
+        self.report.mean_kl /= self.report.positions as f64;
+        self.report
+    }
+
+    fn advance(&mut self, rows: usize) {
+        self.done += rows;
+        (self.progress)(self.done, self.total);
+    }
+
+    /// The longest step from `start` that both have room for.
+    fn step<'s>(&self, start: usize, end: usize, wanted: &'s [usize]) -> Step<'s> {
         let (_, chunk, logit_rows) = self.reference.sizes();
         let (_, other_chunk, other_logit_rows) = self.other.sizes();
-        let (chunk, logit_rows) = (chunk.min(other_chunk), logit_rows.min(other_logit_rows));
+        Step::new(start, end, wanted, chunk.min(other_chunk), logit_rows.min(other_logit_rows))
+    }
+
+    /// Compares op by op the first step, which leaves a token over if it can, and then that token's.
+    fn check_ops(&mut self, tokens: &[u32]) -> Result<(), EngineError> {
+        let all: Vec<usize> = (0..tokens.len()).collect();
+        let many = self.step(0, (tokens.len() - 1).max(1), &all);
+        self.run_op_by_op(tokens, &many)?;
+        if many.end == tokens.len() {
+            return Ok(());
+        }
+        let one = Step { start: many.end, end: many.end + 1, wanted: &all[many.end..=many.end] };
+        self.run_op_by_op(tokens, &one)
+    }
+
+    fn run_op_by_op(&mut self, tokens: &[u32], step: &Step) -> Result<(), EngineError> {
+        self.reference.load(tokens, step);
+        self.other.load(tokens, step);
+        for op in 0..self.reference.program().ops().len() {
+            self.reference.run_op(op)?;
+            self.other.run_op(op)?;
+            self.compare_op(op, step);
+            self.level(op);
+        }
+        Ok(())
+    }
+
+    /// Gives the other the reference's values in every buffer that the op has to do with.
+    fn level(&mut self, op: usize) {
+        let mut buffers = Vec::new();
+        self.reference.program().ops()[op].for_each_buffer(&mut |buffer| buffers.push(buffer));
+        for buffer in buffers {
+            let values = self.reference.executor().read(Place::Buffer(buffer));
+            self.other.executor().write(Place::Buffer(buffer), &values);
+        }
+    }
+
+    /// Runs tokens from an empty state and compares every position; returns what each holds for the next token.
+    fn read_text(&mut self, tokens: &[u32]) -> Result<[u32; 2], EngineError> {
         let all: Vec<usize> = (0..tokens.len()).collect();
         let (mut start, mut choices) = (0, [0; 2]);
         while start < tokens.len() {
-            let step = Step::new(start, tokens.len(), &all[start..], chunk, logit_rows);
-            self.run(tokens, tokens, &step, start == 0)?;
+            let step = self.step(start, tokens.len(), &all[start..]);
+            self.run(tokens, tokens, &step)?;
             for (a, b) in self.reference.rows().zip(self.other.rows()) {
                 choices = compare_rows(a, b, &mut self.report);
             }
+            self.advance(step.end - start);
             start = step.end;
-            (self.progress)(start, self.total);
         }
-        self.report.mean_kl /= self.report.positions as f64;
         Ok(choices)
     }
 
@@ -166,7 +258,7 @@ impl<P: FnMut(usize, usize)> Check<'_, P> {
             if i + 1 < generate {
                 let position = text.len() + i;
                 let step = Step { start: position, end: position + 1, wanted: &[position] };
-                self.run(&a, &b, &step, i == 0 && a == b)?;
+                self.run(&a, &b, &step)?;
                 let was_equal = a == b;
                 if let (Some(la), Some(lb)) = (self.reference.rows().next(), self.other.rows().next()) {
                     choices = [choice(la), choice(lb)];
@@ -175,26 +267,18 @@ impl<P: FnMut(usize, usize)> Check<'_, P> {
                     }
                 }
             }
-            (self.progress)(text.len() + i + 1, self.total);
+            self.advance(1);
         }
         self.report.reference_output = a.split_off(text.len());
         self.report.output = b.split_off(text.len());
         Ok(())
     }
 
-    fn run(&mut self, a: &[u32], b: &[u32], step: &Step, op_by_op: bool) -> Result<(), EngineError> {
+    fn run(&mut self, a: &[u32], b: &[u32], step: &Step) -> Result<(), EngineError> {
         self.reference.load(a, step);
         self.other.load(b, step);
-        if !op_by_op {
-            self.reference.run()?;
-            return self.other.run();
-        }
-        for op in 0..self.reference.program().ops().len() {
-            self.reference.run_op(op)?;
-            self.other.run_op(op)?;
-            self.compare_op(op, step);
-        }
-        Ok(())
+        self.reference.run()?;
+        self.other.run()
     }
 
     fn compare_op(&mut self, op: usize, step: &Step) {
@@ -273,4 +357,60 @@ fn divergence(a: &[f32], b: &[f32]) -> f64 {
     };
     let kl: f64 = a.iter().zip(b).map(term).sum();
     if kl.is_nan() { f64::INFINITY } else { kl.max(0.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOLERANCE: Tolerance = Tolerance { op_error: 1e-3, kl: 1e-2, mean_kl: 1e-3, top1: 0.96, flip: 0.1 };
+
+    /// A report exactly at every bound.
+    fn at_the_bounds() -> Report {
+        Report {
+            positions: 100,
+            agreements: 96,
+            mean_kl: 1e-3,
+            max_kl: 1e-2,
+            worst_flip: 0.1,
+            ..Report::new(TOLERANCE)
+        }
+    }
+
+    #[test]
+    fn what_is_at_the_bounds_agrees_and_what_is_past_any_does_not() {
+        assert!(at_the_bounds().agrees());
+        let past: [fn(&mut Report); 6] = [
+            |r| {
+                let op = Divergence { op: 0, name: "head", buffer: "logits", position: 0, error: 2e-3 };
+                r.first_divergence = Some(op);
+            },
+            |r| r.max_kl = 1.001e-2,
+            |r| r.mean_kl = 1.001e-3,
+            |r| r.agreements = 95,
+            |r| r.worst_flip = 0.101,
+            |r| (r.mean_kl, r.max_kl) = (f64::INFINITY, f64::INFINITY),
+        ];
+        for (i, change) in past.into_iter().enumerate() {
+            let mut report = at_the_bounds();
+            change(&mut report);
+            assert!(!report.agrees(), "bound {i}");
+        }
+    }
+
+    #[test]
+    fn bounds_that_are_none_let_all_pass_but_what_is_no_number() {
+        let none = Tolerance {
+            op_error: f64::INFINITY,
+            kl: f64::INFINITY,
+            mean_kl: 1.0,
+            top1: 0.0,
+            flip: f64::INFINITY,
+        };
+        let mut report =
+            Report { tolerance: none, agreements: 0, max_kl: 50.0, worst_flip: 50.0, ..at_the_bounds() };
+        assert!(report.agrees());
+        report.mean_kl = f64::NAN;
+        assert!(!report.agrees());
+    }
 }

@@ -2,9 +2,11 @@
 
 mod common;
 
-use common::{config, programs, rwkv, setups, transformer, transformer_with_head};
+use common::{
+    config, programs, rwkv, setups, transformer, transformer_with_embedding, transformer_with_head,
+};
 use exotherm_engine::perplexity::perplexity;
-use exotherm_engine::selfcheck::{QualityHash, Tolerance, selfcheck};
+use exotherm_engine::selfcheck::{QualityHash, Tolerance, compare_text, selfcheck};
 use exotherm_engine::{EngineConfig, EngineError, Evaluator};
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::reference::ReferenceBackend;
@@ -136,7 +138,7 @@ fn texts_too_short_and_bad_logits_are_errors() {
     assert!(matches!(bad, Err(EngineError::NotNumbers { position: 4 })), "{bad:?}");
 }
 
-const TOLERANCE: Tolerance = Tolerance { op_error: 1e-4, kl: 1e-6, flip: 1e-3 };
+const TOLERANCE: Tolerance = Tolerance { op_error: 1e-4, kl: 1e-6, mean_kl: 1e-6, top1: 1.0, flip: 1e-3 };
 
 #[test]
 fn a_backend_agrees_with_itself() {
@@ -193,6 +195,50 @@ fn a_backend_that_computes_something_else_is_found_out() {
     assert!(!report.agrees());
     assert_eq!(report.first_divergence.map(|d| d.error), Some(f64::INFINITY));
     assert_eq!(report.max_kl, f64::INFINITY);
+}
+
+#[test]
+fn one_wrong_op_is_the_only_one_that_is_named() {
+    // The embedding is wrong, and with it all that follows; but each op is asked about the same values.
+    let (right, wrong) = (transformer(), transformer_with_embedding(1.01));
+    let (mut a, mut b) = (evaluator(&right, 40, 16, 16), evaluator(&wrong, 40, 16, 16));
+    let tolerance = Tolerance { op_error: 0.02, ..TOLERANCE };
+    let report = selfcheck(&mut a, &mut b, &text(20), 0, tolerance, |_, _| ()).expect("it runs");
+    let worst = report.worst_op.expect("there are ops");
+    assert_eq!((worst.op, worst.name), (0, "embed"));
+    assert!((worst.error - 0.01).abs() < 1e-5 && report.first_divergence.is_none(), "{report:?}");
+    assert!(report.max_kl > 0.0 && !report.agrees(), "the distributions are not levelled: {report:?}");
+}
+
+#[test]
+fn a_text_is_compared_in_windows() {
+    let (right, wrong) = (transformer(), transformer_with_head(1.5));
+    let (mut a, mut b) = (evaluator(&right, 8, 8, 8), evaluator(&wrong, 8, 3, 2));
+    let mut rows = Vec::new();
+    let tokens = text(20);
+    let report = compare_text(&mut a, &mut b, &tokens, 8, TOLERANCE, |done, all| rows.push((done, all)))
+        .expect("it runs");
+    assert_eq!((report.positions, report.agreements), (20, 20));
+    assert_eq!(rows.last(), Some(&(20, 20)));
+    assert!(!report.agrees() && report.worst_op.is_none() && report.output.is_empty());
+    // The mean and the maximum are those of the windows run one by one.
+    let parts: Vec<_> = tokens
+        .chunks(8)
+        .map(|w| compare_text(&mut a, &mut b, w, 8, TOLERANCE, |_, _| ()).expect("it runs"))
+        .collect();
+    let sum: f64 = parts.iter().map(|r| r.mean_kl * r.positions as f64).sum();
+    assert!((sum / 20.0 - report.mean_kl).abs() < 1e-12 && report.mean_kl > 0.0);
+    assert_eq!(parts.iter().map(|r| r.max_kl).fold(0.0, f64::max), report.max_kl);
+    let same = compare_text(&mut evaluator(&right, 8, 5, 5), &mut a, &tokens, 8, TOLERANCE, |_, _| ());
+    assert!(same.is_ok_and(|report| report.agrees() && report.mean_kl == 0.0));
+    let none = compare_text(&mut a, &mut b, &tokens, 0, TOLERANCE, |_, _| ());
+    assert!(matches!(none, Err(EngineError::Config { name: "window", value: 0, .. })));
+    let wide = compare_text(&mut a, &mut b, &tokens, 9, TOLERANCE, |_, _| ());
+    assert!(matches!(wide, Err(EngineError::TooManyTokens { tokens: 9, ctx: 8 })));
+    assert!(matches!(
+        compare_text(&mut a, &mut b, &[], 8, TOLERANCE, |_, _| ()),
+        Err(EngineError::EmptyPrompt)
+    ));
 }
 
 #[test]

@@ -2,21 +2,24 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
-use exotherm_engine::{Engine, EngineConfig, Event, Request, Sampling};
-use exotherm_kernels::{KvType, Program};
-use exotherm_models::ModelInfo;
+use anyhow::{Result, anyhow, bail};
+use exotherm_engine::{Engine, EngineConfig, EngineError, Event, Request, RequestId, Sampling};
+use exotherm_kernels::{BackendError, KvType, Program};
+use exotherm_models::{Model, ModelInfo};
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use crate::Context;
-use crate::args::{ComputeArgs, QuantizeArg, kv_types, positive};
-use crate::output::Interrupted;
-use crate::{model, output};
+use crate::args::{ComputeArgs, Numbers, QuantizeArg, kv_types, positive};
+use crate::model;
+use crate::output::{self, Interrupted, note};
 
 /// Measure the speed of reading a prompt and of writing
 ///
-/// ppN reads a prompt of N tokens, tgN writes N tokens from an empty context, one at a time. Each runs once unmeasured,
-/// then -r times; the median counts. Needs no tokenizer.
+/// ppN reads a prompt of N tokens, tgN writes N tokens from an empty context, one at a time. With --batch B, B sequences
+/// write N tokens each in common steps, and tgN@bB is the speed of all of them together; with --depth D the context
+/// already has D tokens, whose reading is not timed: tgN@dD. Each runs once unmeasured, then -r times; the median counts.
+/// Needs no tokenizer.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -29,6 +32,12 @@ pub struct Args {
     /// Tokens to write; 0: leave this test out
     #[arg(short = 'n', long = "generate", value_name = "N", default_value_t = 128)]
     generate: usize,
+    /// Sequences that write at a time; several numbers: a test for each
+    #[arg(short = 'b', long, value_name = "N,...", default_value = "1", value_parser = batches)]
+    batch: Numbers<usize>,
+    /// Tokens in the context before writing begins; several numbers: a test for each
+    #[arg(short = 'd', long, value_name = "N,...", default_value = "0")]
+    depth: Numbers<usize>,
     /// Measured runs of each test
     #[arg(short = 'r', long = "repeat", value_name = "N", default_value_t = 5, value_parser = positive)]
     repeat: usize,
@@ -48,15 +57,86 @@ const EXAMPLES: &str = "\
 Examples:
   exotherm bench smollm2
   exotherm bench model.gguf -p 2048 -n 0 -r 3 --threads 4
+  exotherm bench smollm2 -p 0 --batch 1,4,16
+  exotherm bench smollm2 -p 0 -n 64 --batch 1,16 --depth 0,4096
   exotherm bench ./folder --quantize q4_0 --json";
 
+/// What is measured, and what came of it.
 struct Test {
     name: String,
+    kind: Kind,
     samples: Vec<f64>,
 }
 
+#[derive(Clone, Copy)]
+enum Kind {
+    /// A prompt of so many tokens.
+    Prompt(usize),
+    /// `batch` sequences with `depth` tokens of context each write `tokens` each.
+    Generate { tokens: usize, batch: usize, depth: usize },
+}
+
+impl Test {
+    fn new(kind: Kind) -> Test {
+        let name = match kind {
+            Kind::Prompt(tokens) => format!("pp{tokens}"),
+            Kind::Generate { tokens, batch, depth } => {
+                let part = |sign, n, usual| if n == usual { String::new() } else { format!("@{sign}{n}") };
+                format!("tg{tokens}{}{}", part('b', batch, 1), part('d', depth, 0))
+            }
+        };
+        Test { name, kind, samples: Vec::new() }
+    }
+
+    fn batch(&self) -> usize {
+        match self.kind {
+            Kind::Prompt(_) => 1,
+            Kind::Generate { batch, .. } => batch,
+        }
+    }
+
+    fn depth(&self) -> usize {
+        match self.kind {
+            Kind::Prompt(_) => 0,
+            Kind::Generate { depth, .. } => depth,
+        }
+    }
+
+    /// Tokens that count: those read or written in the time that is taken.
+    fn tokens(&self) -> f64 {
+        match self.kind {
+            Kind::Prompt(tokens) => tokens as f64,
+            Kind::Generate { tokens, batch, .. } => tokens as f64 * batch as f64,
+        }
+    }
+
+    /// Positions that a sequence needs. The last token is not run, but has its place in the context.
+    fn context(&self) -> usize {
+        match self.kind {
+            Kind::Prompt(tokens) => tokens.saturating_add(1),
+            Kind::Generate { tokens, depth, .. } => tokens.saturating_add(depth).saturating_add(1),
+        }
+    }
+}
+
+/// The tests that the options name, prompts first.
+fn tests(args: &Args) -> Vec<Test> {
+    let mut kinds = Vec::new();
+    if args.prompt > 0 {
+        kinds.push(Kind::Prompt(args.prompt));
+    }
+    let tokens = args.generate;
+    if tokens > 0 {
+        for &depth in &args.depth.0 {
+            kinds.extend(args.batch.0.iter().map(|&batch| Kind::Generate { tokens, batch, depth }));
+        }
+    }
+    kinds.into_iter().map(Test::new).collect()
+}
+
 pub fn run(args: &Args, cx: &Context) -> Result<()> {
-    if args.prompt == 0 && args.generate == 0 {
+    let mut tests = tests(args);
+    if tests.is_empty() {
         return Err(output::UsageError("-p 0 -n 0 leaves nothing to measure".into()).into());
     }
     let begin = Instant::now();
@@ -65,25 +145,25 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     checkpoint.give_back();
     drop(checkpoint);
     let threads = args.compute.threads();
-    // A test's last token is not run, but has its place in the context.
-    let ctx = args.prompt.max(args.generate).saturating_add(1);
-    if let Some(most) = model.program.max_positions().filter(|&most| ctx > most) {
-        bail!("this model has {most} positions, the tests need {ctx}; give smaller -p and -n");
-    }
-    let config = EngineConfig { kv_type: args.kv_type, ..EngineConfig::new(ctx) };
-    let mut engine = Engine::new(&model.program, &*model::backend(&args.compute)?, config)?;
+    let mut engine = engine(args, &model, &tests)?;
     let load_s = begin.elapsed().as_secs_f64();
     let (vocab, weight_bytes) = (model.program.vocab(), weight_bytes_per_token(&model.program));
+    let is_recurrent = !model.program.state().recurrent.is_empty();
     // The weights of the file are laid out by now; those made at load would count twice.
     drop(model.program);
-    let mut tests = Vec::new();
-    if args.prompt > 0 {
-        let prompt = model::spread_ids(vocab, args.prompt);
-        tests.push(measure(args, cx, &mut engine, &prompt, 1, format!("pp{}", args.prompt))?);
-    }
-    if args.generate > 0 {
-        let prompt = model::spread_ids(vocab, 1);
-        tests.push(measure(args, cx, &mut engine, &prompt, args.generate, format!("tg{}", args.generate))?);
+    for test in &mut tests {
+        let bar = output::steps(&test.name, args.repeat.saturating_add(1));
+        let mut bench = Bench { engine: &mut engine, cx, vocab, is_recurrent, held: Vec::new() };
+        for i in 0..=args.repeat {
+            let seconds = bench.time(test.kind, &bar)?;
+            // The first run finds caches and memory cold.
+            if i > 0 {
+                test.samples.push(test.tokens() / seconds);
+            }
+            bar.inc(1);
+        }
+        bench.let_go();
+        bar.finish_and_clear();
     }
     if args.json {
         return output::json(&as_json(args, &model.info, &tests, threads, load_s, weight_bytes));
@@ -91,48 +171,123 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     print_table(args, &tests, threads, load_s, weight_bytes)
 }
 
-fn measure(
-    args: &Args,
-    cx: &Context,
-    engine: &mut Engine,
-    prompt: &[u32],
-    generate: usize,
-    name: String,
-) -> Result<Test> {
-    let tokens = prompt.len().max(generate) as f64;
-    let bar = output::steps(&name, args.repeat.saturating_add(1));
-    let mut samples = Vec::new();
-    for i in 0..=args.repeat {
-        let seconds = time(cx, engine, prompt, generate)?;
-        // The first run finds caches and memory cold.
-        if i > 0 {
-            samples.push(tokens / seconds);
-        }
-        bar.inc(1);
+/// An engine with room for every test.
+fn engine(args: &Args, model: &Model, tests: &[Test]) -> Result<Engine> {
+    let ctx = tests.iter().map(Test::context).max().unwrap_or(1);
+    let batch = tests.iter().map(Test::batch).max().unwrap_or(1);
+    if let Some(most) = model.program.max_positions().filter(|&most| ctx > most) {
+        bail!("this model has {most} positions, the tests need {ctx}; give smaller -p, -n and --depth");
     }
-    bar.finish_and_clear();
-    Ok(Test { name, samples })
+    let trained = model.info.context;
+    if trained > 0 && ctx > trained && model.program.max_positions().is_none() {
+        note(format_args!(
+            "note: the model was trained for {trained} tokens of context, the tests reach {ctx}"
+        ));
+    }
+    let config = EngineConfig { kv_type: args.kv_type, max_seqs: batch, ..EngineConfig::new(ctx) };
+    let engine = Engine::new(&model.program, &*model::backend(&args.compute), config);
+    engine.map_err(|error| match error {
+        EngineError::Memory { .. } | EngineError::Backend(BackendError::Memory { .. }) => anyhow!(
+            "no room for {batch} sequences of {ctx} tokens; smaller -p, -n, --batch and --depth need less"
+        ),
+        other => other.into(),
+    })
 }
 
-/// Seconds for one request, no token of which ends it.
-fn time(cx: &Context, engine: &mut Engine, prompt: &[u32], generate: usize) -> Result<f64> {
-    let request = Request {
-        prompt: prompt.to_vec(),
-        max_tokens: generate,
-        sampling: Sampling::default(),
-        stop_tokens: Vec::new(),
-        hold: false,
-    };
-    let _watched = cx.interrupt.watch();
-    let begin = Instant::now();
-    engine.submit(request)?;
-    loop {
-        if cx.interrupt.pressed() {
-            return Err(Interrupted.into());
+struct Bench<'a> {
+    engine: &'a mut Engine,
+    cx: &'a Context,
+    vocab: usize,
+    is_recurrent: bool,
+    /// Sequences whose contexts are filled, with what fills them and the token after it.
+    held: Vec<(RequestId, Vec<u32>)>,
+}
+
+impl Bench<'_> {
+    /// Seconds that the timed part of a test takes.
+    fn time(&mut self, kind: Kind, bar: &ProgressBar) -> Result<f64> {
+        match kind {
+            Kind::Prompt(tokens) => {
+                let begin = Instant::now();
+                self.engine.submit(request(model::spread_ids(self.vocab, tokens), 1, false))?;
+                self.finish(1)?;
+                Ok(begin.elapsed().as_secs_f64())
+            }
+            Kind::Generate { tokens, batch, depth: 0 } => {
+                let first = model::spread_ids(self.vocab, batch);
+                let begin = Instant::now();
+                for token in first {
+                    self.engine.submit(request(vec![token], tokens, false))?;
+                }
+                self.finish(batch)?;
+                Ok(begin.elapsed().as_secs_f64())
+            }
+            Kind::Generate { tokens, batch, depth } => self.time_at_depth(tokens, batch, depth, bar),
         }
-        if engine.step()?.iter().any(|event| matches!(event, Event::Finished { .. })) {
-            return Ok(begin.elapsed().as_secs_f64());
+    }
+
+    /// A held sequence goes on from where its context is the same as that of the next run: keys and values are cut off
+    /// after `depth` tokens and nothing is read again. Recurrent state cannot go back, so it is made anew, untimed.
+    fn time_at_depth(&mut self, tokens: usize, batch: usize, depth: usize, bar: &ProgressBar) -> Result<f64> {
+        if self.held.is_empty() {
+            bar.set_message("reading the context");
+            self.fill(batch, depth)?;
+            bar.set_message("");
         }
+        let begin = Instant::now();
+        for (id, context) in &mut self.held {
+            *id = self.engine.submit_after(*id, request(context.clone(), tokens, true))?;
+        }
+        self.finish(batch)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        if self.is_recurrent {
+            self.let_go();
+        }
+        Ok(seconds)
+    }
+
+    /// Reads `depth` tokens into each of `batch` sequences, all of them different.
+    fn fill(&mut self, batch: usize, depth: usize) -> Result<()> {
+        let ids = model::spread_ids(self.vocab, depth + batch);
+        for i in 0..batch {
+            // One token more than is read: it is the first that the timed part runs.
+            let context = ids[i..=i + depth].to_vec();
+            let id = self.engine.submit(request(context[..depth].to_vec(), 1, true))?;
+            self.held.push((id, context));
+        }
+        self.finish(batch)
+    }
+
+    /// Steps until so many requests have ended.
+    fn finish(&mut self, mut requests: usize) -> Result<()> {
+        let _watched = self.cx.interrupt.watch();
+        while requests > 0 {
+            if self.cx.interrupt.pressed() {
+                return Err(Interrupted.into());
+            }
+            let events = self.engine.step()?;
+            requests -= events.iter().filter(|event| matches!(event, Event::Finished { .. })).count();
+        }
+        Ok(())
+    }
+
+    fn let_go(&mut self) {
+        self.held.drain(..).for_each(|(id, _)| self.engine.cancel(id));
+    }
+}
+
+/// No token ends it.
+fn request(prompt: Vec<u32>, max_tokens: usize, hold: bool) -> Request {
+    Request { prompt, max_tokens, sampling: Sampling::default(), stop_tokens: Vec::new(), hold }
+}
+
+/// Counts of sequences, 1 to 1,024 each.
+fn batches(text: &str) -> Result<Numbers<usize>, String> {
+    const MOST: usize = 1024;
+    let numbers: Numbers<usize> = text.parse()?;
+    match numbers.0.iter().find(|&&n| !(1..=MOST).contains(&n)) {
+        Some(n) => Err(format!("{n} sequences cannot be; 1 to {MOST} are expected")),
+        None => Ok(numbers),
     }
 }
 
@@ -171,6 +326,8 @@ fn as_json(
                 "tok_s": median(&test.samples),
                 "samples": test.samples,
                 "threads": threads,
+                "batch": test.batch(),
+                "depth": test.depth(),
             })
         })
         .collect();
@@ -214,6 +371,24 @@ fn print_table(args: &Args, tests: &[Test], threads: usize, load_s: f64, weight_
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tests_are_named_after_what_is_not_usual() {
+        let name = |batch, depth| Test::new(Kind::Generate { tokens: 64, batch, depth }).name;
+        assert_eq!(name(1, 0), "tg64");
+        assert_eq!(name(16, 0), "tg64@b16");
+        assert_eq!(name(1, 4096), "tg64@d4096");
+        assert_eq!(name(16, 128), "tg64@b16@d128");
+        assert_eq!(Test::new(Kind::Prompt(512)).name, "pp512");
+    }
+
+    #[test]
+    fn sequences_are_counted_in_a_sensible_range() {
+        assert_eq!(batches("1,4, 16"), Ok(Numbers(vec![1, 4, 16])));
+        for wrong in ["0", "4,0", "x", "", "1025", "-1"] {
+            assert!(batches(wrong).is_err(), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn the_median_of_odd_and_even() {

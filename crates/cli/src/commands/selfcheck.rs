@@ -1,29 +1,38 @@
 //! `exotherm selfcheck`: is what this machine computes right?
 
 use anyhow::Result;
-use exotherm_engine::selfcheck::{Divergence, Report, Tolerance, selfcheck};
+use exotherm_engine::selfcheck::{Divergence, Report, Tolerance, compare_text, selfcheck};
 use exotherm_engine::{EngineConfig, Evaluator};
-use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{Backend, KvType, Program};
+use exotherm_kernels::reference::{ReferenceBackend, ReferenceWith};
+use exotherm_kernels::rounding::Rounding;
+use exotherm_kernels::{Activations, Backend, KvType, Program};
+use exotherm_models::Model;
 use exotherm_tokenizer::{Specials, Tokenizer, TokenizerError};
 use serde_json::{Value, json};
 
 use crate::Context;
-use crate::args::{IsaArg, QuantizeArg, ThreadArgs, kv_types};
+use crate::args::{IsaArg, QuantizeArg, ThreadArgs, kv_types, positive};
+use crate::model;
+use crate::output::{self, note};
 use crate::trace::traced;
-use crate::{model, output};
 
 /// Check the cpu backend against the reference on this machine
 ///
-/// Both run a fixed text and write on greedily. Compared are every op's result for a prompt's step and for a single
-/// token, the distributions at every position, and what each writes, which the two hashes stand for. The reference is
-/// slow: minutes for models of some hundred million parameters. Exit code 1 if they disagree.
+/// Two questions are asked. Are the operations computed right? A short text is run, op by op and in distribution, and
+/// both backends write on greedily, which the two hashes stand for; if cpu rounds activations to 8 bits for this model's
+/// weights, so does the reference here. And what comes of it? The distributions at every position of a longer text are
+/// compared with the exact reference. Exit code 1 if a bound is exceeded.
+///
+/// The reference is slow: about COST. --tokens makes the text shorter.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// A known name, a path or hf:org/repo[/file]
     #[arg(value_name = "MODEL")]
     model: String,
+    /// Tokens of the longer text, in windows of at most 1,024, each from an empty context
+    #[arg(long, value_name = "N", default_value_t = 3072, value_parser = positive)]
+    tokens: usize,
     /// How keys and values are stored
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = kv_types())]
     kv_type: KvType,
@@ -41,6 +50,7 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Examples:
   exotherm selfcheck smollm2
+  exotherm selfcheck large.gguf --tokens 256
   exotherm selfcheck ./folder --kv-type f16 --quantize q8_0 --json";
 
 /// Plain prose with names, numbers, code and other scripts in it, so that many kinds of tokens come up.
@@ -50,23 +60,80 @@ keeper, a retired engineer called Marta Okafor, writes down the wind, the tide a
 copper\". Nobody asked her to; she simply likes to know. When the harbour office replaced the lamp, they sent a short \
 program along, `for i in range(3): blink(i * 0.5)`, and a note in two languages (Vorsicht, heiß! / Attention, c'est \
 chaud). She pinned the note to the door, under the photograph of a ship named Заря, and went back to counting waves.";
-/// Tokens of the text that are run at most: the reference needs about a tenth of a second for each and 100 million
-/// parameters.
-const MOST_TOKENS: usize = 160;
+/// What follows it in the longer text: Jane Austen, Pride and Prejudice, from the end of chapter 2.
+const MORE_TEXT: &str = include_str!("../data/ball.txt");
+/// Tokens of the short text at most, which the operations are compared on.
+const SHORT: usize = 160;
 /// Tokens that each writes on.
 const GENERATED: usize = 24;
+/// The longer text is run in windows of so many tokens, which every model's context but the smallest has room for.
+const WINDOW: usize = 1024;
 /// Steps of more rows than a step of the cpu kernels' tiles, and several of them.
 const CHUNK: usize = 64;
 
-/// How far `cpu` may be from `reference`, by how keys and values are stored.
+/// How far the operations of `cpu` may be from those of the reference that rounds activations as it does.
 ///
-/// In f32 the two differ only in the order and width of sums: f32 sums over a few thousand products are good to about
-/// 1e-5 of the largest value, and errors grow over the layers. In f16 a key may round the other way where the two
-/// differ in the last bit, half a unit in the 11th bit, 5e-4.
-fn tolerance(kv_type: KvType) -> Tolerance {
+/// With activations in f32 the two differ only in the order and width of sums: f32 sums over a few thousand products are
+/// good to about 1e-5 of the largest value, and errors grow over the layers. In f16 a key may round the other way where
+/// the two differ in the last bit, half a unit in the 11th bit, 5e-4.
+///
+/// With activations of 8 bits, a value between two integers goes the other way where the two differ in the last bit: a
+/// step of 1/127 of a block's largest value in one of many products. Each such step moves others in the layers after it,
+/// until the two are as far from each other as from what is exact. So the operations, which are asked about the same
+/// values, are held to the rounding of a few values, and the distributions to twice what rounding may cost.
+fn operations_tolerance(kv_type: KvType, activations: Activations) -> Tolerance {
+    if activations == Activations::Rounded {
+        return Tolerance { op_error: 1e-2, kl: 0.5, mean_kl: 2.0 * ROUNDING_KL, top1: 0.9, flip: 1.0 };
+    }
+    let exact = exact_tolerance(kv_type);
     match kv_type {
-        KvType::F32 => Tolerance { op_error: 2e-3, kl: 1e-5, flip: 1e-2 },
-        KvType::F16 => Tolerance { op_error: 1e-2, kl: 1e-3, flip: 5e-2 },
+        KvType::F32 => Tolerance { op_error: 2e-3, ..exact },
+        KvType::F16 => Tolerance { op_error: 1e-2, ..exact },
+    }
+}
+
+/// What rounding activations to 8 bits may cost: the mean divergence, in nats.
+const ROUNDING_KL: f64 = 4e-3;
+
+/// How far `cpu` may be from the exact reference in what it makes of a text.
+fn text_tolerance(kv_type: KvType, activations: Activations) -> Tolerance {
+    match activations {
+        Activations::Exact => exact_tolerance(kv_type),
+        Activations::Rounded => Tolerance {
+            op_error: f64::INFINITY,
+            kl: f64::INFINITY,
+            mean_kl: ROUNDING_KL,
+            top1: 0.96,
+            flip: f64::INFINITY,
+        },
+    }
+}
+
+fn exact_tolerance(kv_type: KvType) -> Tolerance {
+    let (kl, mean_kl, flip) = match kv_type {
+        KvType::F32 => (1e-5, 1e-6, 1e-2),
+        KvType::F16 => (1e-3, 1e-4, 5e-2),
+    };
+    Tolerance { op_error: f64::INFINITY, kl, mean_kl, top1: 0.999, flip }
+}
+
+/// The two comparisons.
+struct Outcome {
+    /// What `cpu` does to activations that meet this model's weights.
+    activations: Activations,
+    operations: Report,
+    text: Report,
+    window: usize,
+}
+
+impl Outcome {
+    fn agrees(&self) -> bool {
+        self.operations.agrees() && self.text.agrees()
+    }
+
+    /// What the operations are held to.
+    fn against(&self) -> &'static str {
+        ReferenceWith(self.activations).name()
     }
 }
 
@@ -76,30 +143,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     let model = model::record(&mut checkpoint, args.quantize.quantize)?;
     checkpoint.give_back();
     drop(checkpoint);
-    let context = model::context(&model.program, &model.info, None);
-    let generated = GENERATED.min(context / 2);
-    let tokens = tokens(tokenizer.as_ref(), &model.program, (context - generated).min(MOST_TOKENS))?;
-    let config = EngineConfig {
-        chunk: CHUNK,
-        logit_rows: model::logit_rows(&model.program).min(CHUNK),
-        kv_type: args.kv_type,
-        ..EngineConfig::new(tokens.len() + generated)
-    };
-    let evaluator = |backend: &dyn Backend| Evaluator::new(&model.program, backend, &config);
-    let mut reference = evaluator(&ReferenceBackend)?;
-    let mut cpu = evaluator(&*traced(Box::new(model::cpu_backend(args.threads.count(), &args.isa)?)))?;
-    let bar = output::steps("tokens", tokens.len() + generated);
-    let tolerance = tolerance(args.kv_type);
-    let report = selfcheck(&mut reference, &mut cpu, &tokens, generated, tolerance, |done, _| {
-        bar.set_position(done as u64);
-    });
-    bar.finish_and_clear();
-    let report = report?;
+    let outcome = compare(args, &model, tokenizer.as_ref())?;
     match args.json {
-        true => output::json(&as_json(args, &report))?,
-        false => output::text(as_text(args, &report))?,
+        true => output::json(&as_json(args, &outcome))?,
+        false => output::text(as_text(args, &outcome))?,
     }
-    if !report.agrees() {
+    if !outcome.agrees() {
         anyhow::bail!(
             "cpu and reference disagree on {}; what it computes here is not to be trusted",
             args.model
@@ -108,75 +157,177 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The fixed text; where there is no tokenizer, or one for a language that has not got its characters, ids spread over
-/// the vocabulary.
-fn tokens(tokenizer: Option<&Tokenizer>, program: &Program, most: usize) -> Result<Vec<u32>> {
-    let mut tokens = match tokenizer.map(|tokenizer| tokenizer.encode(TEXT, Specials::ADD)) {
+fn compare(args: &Args, model: &Model, tokenizer: Option<&Tokenizer>) -> Result<Outcome> {
+    let program = &model.program;
+    let cpu = traced(Box::new(model::cpu_backend(args.threads.count(), &args.isa)?));
+    let activations = activations(&*cpu, program);
+    let context = model::context(program, &model.info, None);
+    let generated = GENERATED.min(context / 2);
+    let short = tokens(tokenizer, program, TEXT, (context - generated).min(SHORT))?;
+    let long = tokens(tokenizer, program, &format!("{TEXT}\n\n{MORE_TEXT}"), args.tokens)?;
+    if long.len() < args.tokens {
+        note(format_args!("note: the text has {} tokens, --tokens {} is more", long.len(), args.tokens));
+    }
+    let window = WINDOW.min(context).min(long.len());
+    let config = EngineConfig {
+        chunk: CHUNK,
+        logit_rows: model::logit_rows(program).min(CHUNK),
+        kv_type: args.kv_type,
+        ..EngineConfig::new(window.max(short.len() + generated))
+    };
+    let mut cpu = Evaluator::new(program, &*cpu, &config)?;
+    let mut reference = Evaluator::new(program, &ReferenceWith(activations), &config)?;
+    let bar = output::steps("tokens", short.len() + generated + long.len());
+    let tolerance = operations_tolerance(args.kv_type, activations);
+    let operations = selfcheck(&mut reference, &mut cpu, &short, generated, tolerance, |done, _| {
+        bar.set_position(done as u64);
+    })?;
+    if activations != Activations::Exact {
+        reference = Evaluator::new(program, &ReferenceBackend, &config)?;
+    }
+    let tolerance = text_tolerance(args.kv_type, activations);
+    let text = compare_text(&mut reference, &mut cpu, &long, window, tolerance, |done, _| {
+        bar.set_position((short.len() + generated + done) as u64);
+    })?;
+    bar.finish_and_clear();
+    Ok(Outcome { activations, operations, text, window })
+}
+
+/// Whether the backend rounds any activation of this program.
+fn activations(backend: &dyn Backend, program: &Program) -> Activations {
+    let asks_for_it = |dtype| backend.activations().rounding(dtype) != Rounding::None;
+    let mut types = program.matrices().iter().flat_map(|m| &m.segments).map(|segment| segment.dtype());
+    if types.any(asks_for_it) { Activations::Rounded } else { Activations::Exact }
+}
+
+/// The first tokens of the text; where there is no tokenizer, or one for a language that has not got its characters, ids
+/// spread over the vocabulary.
+fn tokens(tokenizer: Option<&Tokenizer>, program: &Program, text: &str, most: usize) -> Result<Vec<u32>> {
+    let most = most.max(1);
+    let mut tokens = match tokenizer.map(|tokenizer| tokenizer.encode(text, Specials::ADD)) {
         Some(Ok(tokens)) => tokens,
-        Some(Err(TokenizerError::Unencodable { .. })) | None => {
-            model::spread_ids(program.vocab(), MOST_TOKENS)
-        }
+        Some(Err(TokenizerError::Unencodable { .. })) | None => model::spread_ids(program.vocab(), most),
         Some(Err(error)) => return Err(error.into()),
     };
-    tokens.truncate(most.max(1));
+    tokens.truncate(most);
     Ok(tokens)
 }
 
-fn as_text(args: &Args, report: &Report) -> String {
-    let tolerance = &report.tolerance;
+fn as_text(args: &Args, outcome: &Outcome) -> String {
+    let Outcome { operations, text, .. } = outcome;
     let op = |d: &Divergence| {
         format!("{:.1e}  (op {} {}, buffer {}, position {})", d.error, d.op, d.name, d.buffer, d.position)
     };
-    let worst = report.worst_op.as_ref().map_or("none".to_string(), op);
-    let first = report.first_divergence.as_ref().map_or("none".to_string(), op);
-    let cell = |name: &str, value: String, limit: String| vec![name.to_string(), value, limit];
-    let rows = [
-        cell("", "measured".into(), "allowed".into()),
-        cell("top-1 agreement", format!("{}/{}", report.agreements, report.positions), String::new()),
-        cell("mean KL", format!("{:.1e}", report.mean_kl), String::new()),
-        cell("max KL", format!("{:.1e}", report.max_kl), format!("{:.0e}", tolerance.kl)),
-        cell("worst flip", format!("{:.1e}", report.worst_flip), format!("{:.0e}", tolerance.flip)),
-        cell("worst op", format!("{:.1e}", worst_error(report)), format!("{:.0e}", tolerance.op_error)),
-    ];
+    let worst = operations.worst_op.as_ref().map_or("none".to_string(), op);
+    let first = operations.first_divergence.as_ref().map_or("none".to_string(), op);
+    let mut rows = rows(operations);
+    let error = operations.worst_op.map_or(0.0, |d| d.error);
+    rows.push(["worst op".into(), format!("{error:.1e}"), most(operations.tolerance.op_error)].to_vec());
     format!(
-        "{}: cpu against reference, kv {}\n\n{}\n\nworst op         {worst}\nfirst divergence {first}\n\
-         hash reference   {}\nhash cpu         {}\n{}",
+        "{}: cpu against reference, kv {}\n\n\
+         Computed right? {} tokens against {}\n{}\n\n\
+         worst op         {worst}\nfirst divergence {first}\nhash reference   {}\nhash cpu         {}\n\n\
+         What comes of it? {} tokens in windows of {} against reference\n{}\n\n{}",
         args.model,
         args.kv_type.name(),
+        operations.positions,
+        outcome.against(),
         output::table(&rows),
-        report.reference_hash(),
-        report.hash(),
-        if report.agrees() { "they agree" } else { "THEY DISAGREE" },
+        operations.reference_hash(),
+        operations.hash(),
+        text.positions,
+        outcome.window,
+        output::table(&self::rows(text)),
+        if outcome.agrees() { "they agree" } else { "THEY DISAGREE" },
     )
 }
 
-fn worst_error(report: &Report) -> f64 {
-    report.worst_op.map_or(0.0, |d| d.error)
+/// What both comparisons have measured and are allowed.
+fn rows(report: &Report) -> Vec<Vec<String>> {
+    let Report { tolerance, positions, agreements, .. } = report;
+    let agreement = format!("{agreements}/{positions}, {:.2} %", 100.0 * report.top1_agreement());
+    let number = |n: f64| format!("{n:.1e}");
+    let rows = [
+        ["".into(), "measured".into(), "allowed".into()],
+        ["top-1 agreement".into(), agreement, format!(">= {:.1} %", 100.0 * tolerance.top1)],
+        ["mean KL".into(), number(report.mean_kl), most(tolerance.mean_kl)],
+        ["max KL".into(), number(report.max_kl), most(tolerance.kl)],
+        ["worst flip".into(), number(report.worst_flip), most(tolerance.flip)],
+    ];
+    rows.map(|row| row.to_vec()).to_vec()
 }
 
-fn as_json(args: &Args, report: &Report) -> Value {
+/// A bound from above, if it is one.
+fn most(bound: f64) -> String {
+    if bound.is_finite() { format!("<= {bound:.0e}") } else { String::new() }
+}
+
+fn as_json(args: &Args, outcome: &Outcome) -> Value {
+    let Outcome { operations, text, .. } = outcome;
     // What is infinite, because something was no number, is null.
     let op = |d: Option<Divergence>| {
         d.map(|d| {
             json!({ "op": d.op, "name": d.name, "buffer": d.buffer, "position": d.position, "error": d.error })
         })
     };
-    let tolerance = &report.tolerance;
     json!({
         "model": args.model,
         "kv_type": args.kv_type.name(),
+        "agrees": outcome.agrees(),
+        "rounds_activations": outcome.activations == Activations::Rounded,
+        "operations": comparison(operations, outcome.against()),
+        "worst_op": op(operations.worst_op),
+        "first_divergence": op(operations.first_divergence),
+        "reference_hash": operations.reference_hash().to_string(),
+        "hash": operations.hash().to_string(),
+        "reference_output": operations.reference_output,
+        "output": operations.output,
+        "window": outcome.window,
+        "text": comparison(text, ReferenceBackend.name()),
+    })
+}
+
+fn comparison(report: &Report, against: &str) -> Value {
+    let tolerance = &report.tolerance;
+    json!({
+        "against": against,
         "agrees": report.agrees(),
         "positions": report.positions,
         "top1_agreement": report.top1_agreement(),
         "mean_kl": report.mean_kl,
         "max_kl": report.max_kl,
         "worst_flip": report.worst_flip,
-        "worst_op": op(report.worst_op),
-        "first_divergence": op(report.first_divergence),
-        "reference_hash": report.reference_hash().to_string(),
-        "hash": report.hash().to_string(),
-        "reference_output": report.reference_output,
-        "output": report.output,
-        "tolerance": { "op_error": tolerance.op_error, "kl": tolerance.kl, "flip": tolerance.flip },
+        // null: not bounded.
+        "tolerance": {
+            "op_error": tolerance.op_error,
+            "kl": tolerance.kl,
+            "mean_kl": tolerance.mean_kl,
+            "top1": tolerance.top1,
+            "flip": tolerance.flip,
+        },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_are_those_that_are_promised() {
+        for kv_type in [KvType::F32, KvType::F16] {
+            let exact = text_tolerance(kv_type, Activations::Exact);
+            assert!(exact.top1 == 0.999 && exact.mean_kl <= 1e-4 && exact.kl <= 1e-3, "{exact:?}");
+            let rounded = text_tolerance(kv_type, Activations::Rounded);
+            assert_eq!((rounded.top1, rounded.mean_kl), (0.96, 4e-3));
+            for activations in [Activations::Exact, Activations::Rounded] {
+                let operations = operations_tolerance(kv_type, activations);
+                assert!(operations.op_error <= 1e-2 && operations.kl.is_finite(), "{operations:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bound_that_is_none_is_not_shown() {
+        assert_eq!((most(4e-3).as_str(), most(f64::INFINITY).as_str()), ("<= 4e-3", ""));
+    }
 }

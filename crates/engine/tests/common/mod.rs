@@ -13,7 +13,9 @@ use exotherm_kernels::ops::{
     QkRopeWrite, Rope, RopeStyle, RopeTable, ShiftMix, TimeMix,
 };
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{Activation, Backend, KvType, MatId, Norm, NormKind, Program, ProgramBuilder, VecId};
+use exotherm_kernels::{
+    Activation, Backend, KvType, MatId, Norm, NormKind, Op, Program, ProgramBuilder, VecId,
+};
 use exotherm_tensor::Tensor;
 
 pub const VOCAB: usize = 23;
@@ -107,6 +109,18 @@ pub fn transformer_with_head(scale: f32) -> Program {
     let weight = r.builder.matrix("head", vec![Tensor::from_f32(&[VOCAB, width], &values).expect("it fits")]);
     r.builder.push(Head { x, norm, weight, soft_cap: None, logits });
     r.builder.finish(logits, VOCAB)
+}
+
+/// The transformer whose embeddings are `scale` times as large.
+pub fn transformer_with_embedding(scale: f32) -> Program {
+    let program = transformer();
+    let mut builder = ProgramBuilder::reopen(&program);
+    for op in builder.ops_mut() {
+        if let Op::Embed(embed) = op {
+            embed.scale = scale;
+        }
+    }
+    builder.finish(program.logits(), VOCAB)
 }
 
 /// One layer of RWKV-7.
