@@ -2,12 +2,16 @@
 
 mod clock;
 mod context;
+mod dots;
 mod formats;
+mod input;
+mod integers;
 mod math;
 mod memory;
-mod normed;
 mod pack;
+mod panels;
 mod product;
+mod region;
 mod simd;
 mod team;
 mod vector;
@@ -21,19 +25,20 @@ use exotherm_tensor::formats::f16_to_f32;
 use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place, check_batch};
 use crate::batch::{BLOCK, Batch};
 use crate::program::{Buf, KvId, Program, RecId, Rows};
+use crate::rounding::Activations;
 
 pub(crate) use clock::Part;
 pub(crate) use context::{CpuOp, Ctx, Lane, Prepared};
+pub(crate) use input::{Input, Operand};
 pub(crate) use memory::KvPool;
-pub(crate) use normed::NormedInput;
-pub(crate) use pack::{PackedMatrix, Packer, TILE, Table, Tiles, overlap};
+pub(crate) use pack::{PackedMatrix, Packer, Table, Tiles, overlap, tile};
 pub(crate) use product::Rows as InputRows;
 pub(crate) use simd::{Isa, Kernel, WIDTH};
 pub(crate) use vector::{activate, gate, mean_and_scale, normalize, shift_mix, soft_cap};
 pub(crate) use visits::Visits;
 pub(crate) use {math::exp, math::sigmoid, math::tanh};
 
-use memory::{LaneMemory, Memory, Shared};
+use memory::{LaneMemory, Memory, ScratchSizes, Shared};
 use simd::Level;
 use team::Team;
 
@@ -89,14 +94,18 @@ impl Backend for CpuBackend {
         "cpu"
     }
 
+    fn activations(&self) -> Activations {
+        Activations::Rounded
+    }
+
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
         let team = self.team()?;
-        let mut packer = Packer::new(program, limits, &team);
+        let mut packer = Packer::new(program, limits, &team)?;
         let steps: Vec<_> =
             program.ops().iter().map(|op| context::prepare(op, &mut packer)).collect::<Result<_, _>>()?;
         let (matrix_bytes, program_left) = (packer.matrix_bytes(), packer.program_left());
         let sizes = packer.finish()?;
-        let memory = take_memory(program, limits, sizes.shared_normed, sizes.shared_work)?;
+        let memory = take_memory(program, limits, &sizes)?;
         let lanes = (0..team.lanes()).map(|_| LaneMemory::zeroed(&sizes)).collect::<Result<_, _>>()?;
         Ok(Box::new(CpuExecutor {
             program: program_left,
@@ -113,12 +122,7 @@ impl Backend for CpuBackend {
     }
 }
 
-fn take_memory(
-    program: &Program,
-    limits: &Limits,
-    normed: usize,
-    work: usize,
-) -> Result<Memory, BackendError> {
+fn take_memory(program: &Program, limits: &Limits, sizes: &ScratchSizes) -> Result<Memory, BackendError> {
     let product = |what, factors: &[usize]| {
         let elements = factors.iter().try_fold(1usize, |product, &f| product.checked_mul(f));
         elements.ok_or(BackendError::Memory { what, bytes: usize::MAX })
@@ -144,8 +148,9 @@ fn take_memory(
         keys: pools()?,
         values: pools()?,
         recurrent: recurrent.collect::<Result<_, _>>()?,
-        normed: Shared::zeroed(normed, "scratch")?,
-        work: Shared::zeroed(work, "scratch")?,
+        normed: Shared::zeroed(sizes.shared_normed, "scratch")?,
+        ints: Shared::zeroed(sizes.shared_ints, "scratch")?,
+        work: Shared::zeroed(sizes.shared_work, "scratch")?,
     })
 }
 
@@ -204,7 +209,7 @@ impl Executor for CpuExecutor {
             weights: self.matrix_bytes + vectors,
             kv: pools(&m.keys) + pools(&m.values),
             recurrent: floats(&m.recurrent),
-            scratch: floats(&m.slots) + m.normed.bytes() + m.work.bytes() + lanes,
+            scratch: floats(&m.slots) + m.normed.bytes() + m.ints.bytes() + m.work.bytes() + lanes,
         }
     }
 
