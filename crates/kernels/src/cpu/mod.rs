@@ -2,17 +2,21 @@
 
 mod clock;
 mod context;
+mod dots;
 #[cfg_attr(
     not(test),
     expect(dead_code, unused_imports, reason = "products of floats still go through `product`")
 )]
 mod floats;
 mod formats;
+mod input;
+mod integers;
 mod math;
 mod memory;
-mod normed;
 mod pack;
+mod panels;
 mod product;
+mod region;
 mod simd;
 mod team;
 mod vector;
@@ -26,19 +30,20 @@ use exotherm_tensor::formats::f16_to_f32;
 use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place, check_batch};
 use crate::batch::{BLOCK, Batch};
 use crate::program::{Buf, KvId, Program, RecId, Rows};
+use crate::rounding::Activations;
 
 pub(crate) use clock::Part;
 pub(crate) use context::{CpuOp, Ctx, Lane, Prepared};
+pub(crate) use input::{Input, Operand};
 pub(crate) use memory::KvPool;
-pub(crate) use normed::NormedInput;
-pub(crate) use pack::{PackedMatrix, Packer, TILE, Table, Tiles, overlap};
+pub(crate) use pack::{PackedMatrix, Packer, Table, Tiles, overlap, tile};
 pub(crate) use product::Rows as InputRows;
 pub(crate) use simd::{Isa, Kernel, WIDTH};
 pub(crate) use vector::{activate, gate, mean_and_scale, normalize, shift_mix, soft_cap};
 pub(crate) use visits::Visits;
 pub(crate) use {math::exp, math::sigmoid, math::tanh};
 
-use memory::{LaneMemory, Memory, Shared};
+use memory::{LaneMemory, Memory, ScratchSizes, Shared};
 use simd::Level;
 use team::Team;
 
@@ -56,6 +61,16 @@ impl CpuBackend {
     pub fn new(threads: usize) -> CpuBackend {
         let threads = threads.clamp(1, MAX_THREADS);
         CpuBackend { threads, level: Level::best(), team: Mutex::new(None) }
+    }
+
+    /// The names of the instruction levels that this processor has, the best last.
+    pub fn levels() -> impl Iterator<Item = &'static str> {
+        Level::available().map(Level::name)
+    }
+
+    /// With kernels of the level of this name, if this processor has it.
+    pub fn with_level(threads: usize, level: &str) -> Option<CpuBackend> {
+        Some(CpuBackend { level: Level::named(level)?, ..CpuBackend::new(threads) })
     }
 
     pub fn threads(&self) -> usize {
@@ -84,14 +99,18 @@ impl Backend for CpuBackend {
         "cpu"
     }
 
+    fn activations(&self) -> Activations {
+        Activations::Rounded
+    }
+
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
         let team = self.team()?;
-        let mut packer = Packer::new(program, limits, &team);
+        let mut packer = Packer::new(program, limits, &team)?;
         let steps: Vec<_> =
             program.ops().iter().map(|op| context::prepare(op, &mut packer)).collect::<Result<_, _>>()?;
         let (matrix_bytes, program_left) = (packer.matrix_bytes(), packer.program_left());
         let sizes = packer.finish()?;
-        let memory = take_memory(program, limits, sizes.shared_normed, sizes.shared_work)?;
+        let memory = take_memory(program, limits, &sizes)?;
         let lanes = (0..team.lanes()).map(|_| LaneMemory::zeroed(&sizes)).collect::<Result<_, _>>()?;
         Ok(Box::new(CpuExecutor {
             program: program_left,
@@ -108,12 +127,7 @@ impl Backend for CpuBackend {
     }
 }
 
-fn take_memory(
-    program: &Program,
-    limits: &Limits,
-    normed: usize,
-    work: usize,
-) -> Result<Memory, BackendError> {
+fn take_memory(program: &Program, limits: &Limits, sizes: &ScratchSizes) -> Result<Memory, BackendError> {
     let product = |what, factors: &[usize]| {
         let elements = factors.iter().try_fold(1usize, |product, &f| product.checked_mul(f));
         elements.ok_or(BackendError::Memory { what, bytes: usize::MAX })
@@ -139,8 +153,9 @@ fn take_memory(
         keys: pools()?,
         values: pools()?,
         recurrent: recurrent.collect::<Result<_, _>>()?,
-        normed: Shared::zeroed(normed, "scratch")?,
-        work: Shared::zeroed(work, "scratch")?,
+        normed: Shared::zeroed(sizes.shared_normed, "scratch")?,
+        ints: Shared::zeroed(sizes.shared_ints, "scratch")?,
+        work: Shared::zeroed(sizes.shared_work, "scratch")?,
     })
 }
 
@@ -199,7 +214,7 @@ impl Executor for CpuExecutor {
             weights: self.matrix_bytes + vectors,
             kv: pools(&m.keys) + pools(&m.values),
             recurrent: floats(&m.recurrent),
-            scratch: floats(&m.slots) + m.normed.bytes() + m.work.bytes() + lanes,
+            scratch: floats(&m.slots) + m.normed.bytes() + m.ints.bytes() + m.work.bytes() + lanes,
         }
     }
 

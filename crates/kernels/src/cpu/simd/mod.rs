@@ -4,13 +4,18 @@
 //! the backend is made. The order of every sum is the same at every level; only whether a product is rounded before
 //! it is added depends on the level.
 
-mod portable;
+mod bytes;
+mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
-
-pub(crate) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512};
+mod x86_bytes;
+
+pub(crate) use bytes::{ByteIsa, ByteKernel};
+
+pub(crate) use scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512, Avx512Vnni};
 
 /// Elements of a vector. Element `i` of a row always goes to lane `i % WIDTH`.
 pub(crate) const WIDTH: usize = 16;
@@ -31,20 +36,11 @@ pub(crate) trait Isa: Copy {
     /// The sum of all lanes: lane i with lane i + 8, then + 4, + 2, + 1.
     fn sum(self, v: Self::V) -> f32;
     fn half_to_float(self, bits: u16) -> f32;
-    fn splat_half(self, bits: u16) -> Self::V;
     fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V;
     fn bf16s_to_floats(self, bits: &[u16; WIDTH]) -> Self::V;
     /// The low halves and the high halves of sixteen words.
     fn bf16_pairs_to_floats(self, pairs: &[u32; WIDTH]) -> [Self::V; 2];
     fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V;
-    /// The low nibbles passed through `low` and the high ones through `high`. (A level may make a table of the
-    /// sixteen results of each.)
-    fn nibbles(
-        self,
-        bytes: &[u8; WIDTH],
-        low: impl Fn(Self::V) -> Self::V,
-        high: impl Fn(Self::V) -> Self::V,
-    ) -> (Self::V, Self::V);
 
     /// Has the cache line at `at` brought near, where the level can.
     #[inline(always)]
@@ -106,48 +102,76 @@ pub(crate) trait Kernel {
 /// The instruction level that kernels run at.
 #[derive(Clone, Copy)]
 pub(crate) enum Level {
-    Portable(Portable),
+    Scalar(Scalar),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
 }
 
 impl Level {
     /// All levels that this processor has, the best last.
     pub fn available() -> impl Iterator<Item = Level> {
         let levels = [
-            Some(Level::Portable(Portable)),
+            Some(Level::Scalar(Scalar)),
             #[cfg(target_arch = "x86_64")]
             Avx2::detect().map(Level::Avx2),
             #[cfg(target_arch = "x86_64")]
             Avx512::detect().map(Level::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Avx512Vnni::detect().map(Level::Avx512Vnni),
         ];
         levels.into_iter().flatten()
     }
 
     pub fn best() -> Level {
-        Level::available().last().unwrap_or(Level::Portable(Portable))
+        Level::available().last().unwrap_or(Level::Scalar(Scalar))
     }
 
     pub fn name(self) -> &'static str {
         match self {
-            Level::Portable(_) => "portable",
+            Level::Scalar(_) => "scalar",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni(_) => "avx512vnni",
+        }
+    }
+
+    /// The level of this name, if this processor has it.
+    pub fn named(name: &str) -> Option<Level> {
+        Level::available().find(|level| level.name() == name)
+    }
+
+    /// For kernels over vectors of bytes.
+    #[inline(always)]
+    pub fn run_bytes<K: ByteKernel>(self, kernel: K) {
+        match self {
+            Level::Scalar(isa) => kernel.run(isa),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(isa) => isa.run_bytes(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(isa) => isa.run_bytes(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni(isa) => isa.run_bytes(kernel),
         }
     }
 
     #[inline(always)]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self {
-            Level::Portable(isa) => kernel.run(isa),
+            Level::Scalar(isa) => kernel.run(isa),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(isa) => isa.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(isa) => isa.run(kernel),
+            // What vectors of floats do is the same with the instructions for bytes.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni(isa) => isa.floats().run(kernel),
         }
     }
 }
@@ -176,7 +200,6 @@ mod tests {
                 };
                 same(values(isa.halves_to_floats(&bits)), bits.map(f16_to_f32));
                 same(bits.map(|b| isa.half_to_float(b)), bits.map(f16_to_f32));
-                same(values(isa.splat_half(first)), [f16_to_f32(first); WIDTH]);
                 same(values(isa.bf16s_to_floats(&bits)), bits.map(bf16_to_f32));
                 let others = bits.map(|b| b ^ 0x5a5a);
                 let pairs = std::array::from_fn(|i| u32::from(bits[i]) | u32::from(others[i]) << 16);
@@ -186,10 +209,6 @@ mod tests {
             }
             let bytes: [u8; WIDTH] = std::array::from_fn(|i| (i * 37 + 200) as u8);
             assert_eq!(values(isa.i8s_to_floats(&bytes)), bytes.map(|b| f32::from(b as i8)));
-            let affine = |q| isa.add(isa.mul(isa.splat(0.1), q), isa.splat(0.7));
-            let (low, high) = isa.nibbles(&bytes, affine, |q| isa.mul(isa.splat(0.3), q));
-            assert_eq!(values(low), bytes.map(|b| 0.1 * f32::from(b & 15) + 0.7));
-            assert_eq!(values(high), bytes.map(|b| 0.3 * f32::from(b >> 4)));
             let terms: [f32; WIDTH] =
                 std::array::from_fn(|i| (i as f32 * 1.7).sin() * 10f32.powi(i as i32 % 5));
             let mut tree = terms.to_vec();
