@@ -31,10 +31,13 @@ impl Activations {
     }
 }
 
+/// Blocks whose values are all of this magnitude or less count as zero: 127 over less may not be a number.
+pub(crate) const NOTHING: f32 = 1e-36;
+
 /// The integers of a block go to `codes`; returns the scale. `values` may be less than a whole block.
 pub fn int8_block(values: &[f32], codes: &mut [i8]) -> f32 {
     let largest = values.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
-    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    let inverse = if largest > NOTHING { 127.0 / largest } else { 0.0 };
     for (code, value) in codes.iter_mut().zip(values) {
         *code = (value * inverse).round_ties_even() as i8;
     }
@@ -72,6 +75,7 @@ mod tests {
             }
         }
         assert_eq!(rounded(Rounding::Int8, &[0.0; 40]), [0.0; 40]);
+        assert_eq!(rounded(Rounding::Int8, &[1e-37; 40]), [0.0; 40]);
         assert_eq!(rounded(Rounding::None, &row), row);
     }
 

@@ -6,7 +6,7 @@ use super::clock::Clock;
 use super::memory::{LaneMemory, Memory};
 use super::pack::{Tiles, share};
 use super::product;
-use super::simd::Level;
+use super::simd::{Level, WIDTH};
 use crate::backend::BackendError;
 use crate::batch::{BLOCK, Batch, Span};
 use crate::ops::Op;
@@ -38,6 +38,8 @@ pub(crate) struct Lane<'a> {
     pub id: usize,
     pub of: usize,
     pub normed: &'a mut [f32],
+    pub ints: &'a mut [u32],
+    pub gathered: &'a mut [u32],
     pub tiles: Tiles<'a>,
     pub work: &'a mut [f32],
     pub words: &'a mut [u32],
@@ -54,6 +56,8 @@ impl<'a> Lane<'a> {
                 id,
                 of,
                 normed: memory.normed.slice_mut(0..memory.normed.len()),
+                ints: memory.ints.slice_mut(0..memory.ints.len()),
+                gathered: memory.gathered.slice_mut(0..memory.gathered.len()),
                 tiles: Tiles {
                     decoded: memory.decoded.slice_mut(0..memory.decoded.len()),
                     tile: memory.tile.slice_mut(0..memory.tile.len()),
@@ -70,9 +74,9 @@ impl<'a> Lane<'a> {
         share(n, 1, self.id, self.of)
     }
 
-    /// This lane's part of `n` columns.
+    /// This lane's part of `n` columns, of whole panels where the weights are packed so.
     pub fn columns(&self, n: usize) -> Range<usize> {
-        share(n, 4, self.id, self.of)
+        share(n, WIDTH, self.id, self.of)
     }
 }
 

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::memory::Shared;
 use super::pack::share;
-use super::simd::{Isa, Kernel, WIDTH};
+use super::simd::{BYTES, ByteIsa, ByteKernel, Isa, Kernel, WIDTH};
 use super::team::Team;
-use super::{CpuBackend, dots};
+use super::CpuBackend;
 use crate::backend::BackendError;
 
 /// Of several rounds, per second: bytes, or operations.
@@ -57,7 +57,7 @@ impl CpuBackend {
     /// Products and sums of small integers that all threads make, at the level's best.
     pub fn integer_speed(&self, time: Duration) -> Result<Speed, BackendError> {
         let level = self.level;
-        Ok(units(&*self.team()?, time, dots::ops_per_turn(level), &|turns| dots::run(level, turns)))
+        Ok(units(&*self.team()?, time, INTEGER_OPS, &|turns| level.run_bytes(Dots { turns })))
     }
 
     /// Products and sums of floats that all threads make, fused where the level can.
@@ -170,6 +170,39 @@ fn chains<I: Isa, const N: usize>(isa: I, fused: Fused, rounds: usize) -> f32 {
         all = isa.add(all, sum);
     }
     isa.sum(all)
+}
+
+/// Vectors of codes and, for each, sums with different integers: as many sums as hide an instruction's latency.
+const CODES: usize = 3;
+const INTEGERS: usize = 4;
+const INTEGER_OPS: usize = 2 * BYTES * CODES * INTEGERS;
+
+/// Dot products of bytes as the kernels make them, with nothing around them.
+struct Dots {
+    turns: usize,
+}
+
+impl ByteKernel for Dots {
+    #[inline(always)]
+    fn run<I: ByteIsa>(self, isa: I) {
+        let bytes: [[u8; BYTES]; CODES] = black_box([[1; BYTES], [2; BYTES], [3; BYTES]]);
+        let integers = black_box([0x0102_0304, 0x0203_0401, 0x0304_0102, 0x0401_0203]);
+        let mut codes = [isa.load_bytes(&bytes[0]); CODES];
+        for c in 1..CODES {
+            codes[c] = isa.load_bytes(&bytes[c]);
+        }
+        let mut sums = [[isa.splat_sum(0); CODES]; INTEGERS];
+        for _ in 0..self.turns {
+            // What does not change would be computed once.
+            let integers: &[u32; INTEGERS] = black_box(&integers);
+            for i in 0..INTEGERS {
+                for c in 0..CODES {
+                    sums[i][c] = isa.dot::<false>(sums[i][c], codes[c], integers[i]);
+                }
+            }
+        }
+        black_box(sums);
+    }
 }
 
 #[cfg(test)]

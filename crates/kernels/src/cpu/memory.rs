@@ -98,6 +98,8 @@ pub(crate) struct Memory {
     pub recurrent: Vec<Shared<f32>>,
     /// The normed rows of the op that runs.
     pub normed: Shared<f32>,
+    /// Its rows as integers.
+    pub ints: Shared<u32>,
     /// Whatever else the op that runs makes between its stages.
     pub work: Shared<f32>,
 }
@@ -106,6 +108,10 @@ pub(crate) struct Memory {
 pub(crate) struct LaneMemory {
     /// One normed row.
     pub normed: Shared<f32>,
+    /// One row as integers.
+    pub ints: Shared<u32>,
+    /// Rows of integers that were picked out of others.
+    pub gathered: Shared<u32>,
     /// A few rows of weights, decoded.
     pub decoded: Shared<f32>,
     /// The outputs of a few columns for all rows.
@@ -118,8 +124,11 @@ pub(crate) struct LaneMemory {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct ScratchSizes {
     pub shared_normed: usize,
+    pub shared_ints: usize,
     pub shared_work: usize,
     pub normed: usize,
+    pub ints: usize,
+    pub gathered: usize,
     pub decoded: usize,
     pub tile: usize,
     pub work: usize,
@@ -129,17 +138,21 @@ pub(crate) struct ScratchSizes {
 impl LaneMemory {
     pub fn zeroed(sizes: &ScratchSizes) -> Result<LaneMemory, BackendError> {
         let floats = |len| Shared::zeroed(len, "scratch");
+        let words = |len| Shared::zeroed(len, "scratch");
         Ok(LaneMemory {
             normed: floats(sizes.normed)?,
+            ints: words(sizes.ints)?,
+            gathered: words(sizes.gathered)?,
             decoded: floats(sizes.decoded)?,
             tile: floats(sizes.tile)?,
             work: floats(sizes.work)?,
-            words: Shared::zeroed(sizes.words, "scratch")?,
+            words: words(sizes.words)?,
         })
     }
 
     pub fn bytes(&self) -> usize {
         let floats = [&self.normed, &self.decoded, &self.tile, &self.work];
-        floats.iter().map(|s| s.bytes()).sum::<usize>() + self.words.bytes()
+        let words = [&self.ints, &self.gathered, &self.words];
+        floats.iter().map(|s| s.bytes()).sum::<usize>() + words.iter().map(|s| s.bytes()).sum::<usize>()
     }
 }

@@ -9,14 +9,17 @@ mod dots;
 )]
 mod floats;
 mod formats;
+mod input;
+mod integers;
 mod kv;
 mod math;
 mod measure;
 mod memory;
-mod normed;
 mod pack;
+mod panels;
 mod product;
 mod recorder;
+mod region;
 mod simd;
 mod team;
 mod vector;
@@ -29,15 +32,16 @@ use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place, 
 use crate::batch::Batch;
 use crate::profile::OpTime;
 use crate::program::{Buf, KvId, Program, RecId, Rows};
+use crate::rounding::Activations;
 
 pub use measure::Speed;
 
 pub(crate) use clock::{Clock, Part};
 pub(crate) use context::{CpuOp, Ctx, Lane, Prepared};
+pub(crate) use input::{Input, Operand};
 pub(crate) use kv::{Cells, KvPool, Stored, padded};
 pub(crate) use memory::Shared;
-pub(crate) use normed::NormedInput;
-pub(crate) use pack::{PackedMatrix, Packer, TILE, Table, Tiles, overlap, share};
+pub(crate) use pack::{PackedMatrix, Packer, Table, Tiles, overlap, share, tile};
 pub(crate) use product::Rows as InputRows;
 pub(crate) use simd::{Isa, Kernel, WIDTH};
 pub(crate) use vector::{activate, gate, mean_and_scale, normalize, shift_mix, soft_cap};
@@ -45,7 +49,7 @@ pub(crate) use visits::Visits;
 pub(crate) use {math::exp, math::sigmoid, math::tanh};
 
 use kv::Side;
-use memory::{LaneMemory, Memory};
+use memory::{LaneMemory, Memory, ScratchSizes};
 use recorder::Recorder;
 use simd::Level;
 use team::Team;
@@ -102,14 +106,18 @@ impl Backend for CpuBackend {
         "cpu"
     }
 
+    fn activations(&self) -> Activations {
+        Activations::Rounded
+    }
+
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
         let team = self.team()?;
-        let mut packer = Packer::new(program, limits, &team);
+        let mut packer = Packer::new(program, limits, &team)?;
         let steps: Vec<_> =
             program.ops().iter().map(|op| context::prepare(op, &mut packer)).collect::<Result<_, _>>()?;
         let (matrix_bytes, program_left) = (packer.matrix_bytes(), packer.program_left());
         let sizes = packer.finish()?;
-        let memory = take_memory(program, limits, sizes.shared_normed, sizes.shared_work)?;
+        let memory = take_memory(program, limits, &sizes)?;
         let lanes = (0..team.lanes()).map(|_| LaneMemory::zeroed(&sizes)).collect::<Result<_, _>>()?;
         Ok(Box::new(CpuExecutor {
             program: program_left,
@@ -127,12 +135,7 @@ impl Backend for CpuBackend {
     }
 }
 
-fn take_memory(
-    program: &Program,
-    limits: &Limits,
-    normed: usize,
-    work: usize,
-) -> Result<Memory, BackendError> {
+fn take_memory(program: &Program, limits: &Limits, sizes: &ScratchSizes) -> Result<Memory, BackendError> {
     let product = |what, factors: &[usize]| {
         let elements = factors.iter().try_fold(1usize, |product, &f| product.checked_mul(f));
         elements.ok_or(BackendError::Memory { what, bytes: usize::MAX })
@@ -155,8 +158,9 @@ fn take_memory(
         keys: pools(Side::Keys)?,
         values: pools(Side::Values)?,
         recurrent: recurrent.collect::<Result<_, _>>()?,
-        normed: Shared::zeroed(normed, "scratch")?,
-        work: Shared::zeroed(work, "scratch")?,
+        normed: Shared::zeroed(sizes.shared_normed, "scratch")?,
+        ints: Shared::zeroed(sizes.shared_ints, "scratch")?,
+        work: Shared::zeroed(sizes.shared_work, "scratch")?,
     })
 }
 
@@ -230,7 +234,7 @@ impl Executor for CpuExecutor {
             weights: self.matrix_bytes + vectors,
             kv: pools(&m.keys) + pools(&m.values),
             recurrent: floats(&m.recurrent),
-            scratch: floats(&m.slots) + m.normed.bytes() + m.work.bytes() + lanes,
+            scratch: floats(&m.slots) + m.normed.bytes() + m.ints.bytes() + m.work.bytes() + lanes,
         }
     }
 

@@ -6,22 +6,39 @@ use std::sync::Arc;
 use exotherm_tensor::{DType, Tensor};
 
 use super::context::Ctx;
-use super::memory::{ScratchSizes, Shared};
-use super::product::{Product, Rows, decoded_floats};
+use super::dots::PanelProduct;
+use super::input::Operand;
+use super::memory::ScratchSizes;
+use super::panels::{Layout, decode_panel_row, pack_panel};
+use super::product::{Product, decoded_floats};
+use super::region::Region;
 use super::simd::{Level, WIDTH};
 use super::team::Team;
 use crate::backend::{BackendError, Limits};
 use crate::ops::Op;
 use crate::program::{MatId, Matrix, Program};
 
-/// Columns of outputs that are made at a time.
-pub(crate) const TILE: usize = 32;
+/// Columns of outputs that are made at a time for many rows.
+const TILE: usize = 32;
 
-/// A matrix whose rows lie one after another from a cache line on; the rows of float types are padded with zeros to
-/// whole vectors.
+/// Columns of outputs that are made at a time for one row.
+const ONE_ROW_TILE: usize = 512;
+
+/// Columns of outputs that are made at a time.
+pub(crate) fn tile(rows: usize) -> usize {
+    if rows == 1 { ONE_ROW_TILE } else { TILE }
+}
+
+/// File bytes that are packed before their pages are given back.
+const PACKED_AT_ONCE: usize = 1 << 20;
+
+/// A matrix whose segments lie one after another: those of quantized types in panels, those of float types row by row,
+/// each row padded with zeros to whole vectors.
 pub(crate) struct PackedMatrix {
     segments: Vec<Segment>,
-    bytes: Shared<u8>,
+    region: Arc<Region>,
+    /// Of all segments.
+    bytes: usize,
     n_in: usize,
     n_out: usize,
 }
@@ -31,7 +48,10 @@ struct Segment {
     rows: Range<usize>,
     /// Where its bytes begin.
     at: usize,
-    row_bytes: usize,
+    /// Rows that lie together: of a panel, or one.
+    group: usize,
+    /// Bytes of a panel or a row.
+    group_bytes: usize,
 }
 
 /// A lane's scratch for products.
@@ -40,55 +60,82 @@ pub(crate) struct Tiles<'a> {
     pub tile: &'a mut [f32],
 }
 
-impl PackedMatrix {
-    fn pack(matrix: &Matrix, team: &Team) -> Result<PackedMatrix, BackendError> {
-        let mut segments: Vec<Segment> = Vec::with_capacity(matrix.segments.len());
-        let mut size = Some(0usize);
-        for tensor in &matrix.segments {
-            let row_bytes = packed_row_bytes(tensor);
-            let first = segments.last().map_or(0, |s| s.rows.end);
-            let at = size.unwrap_or(0);
-            size = row_bytes
-                .checked_mul(tensor.n_rows())
-                .and_then(|bytes| bytes.checked_next_multiple_of(64))
-                .and_then(|bytes| bytes.checked_add(at));
-            segments.push(Segment {
-                dtype: tensor.dtype(),
-                rows: first..first + tensor.n_rows(),
-                at,
-                row_bytes,
-            });
-        }
-        let what = "the weights";
-        let size = size.ok_or(BackendError::Memory { what, bytes: usize::MAX })?;
-        let packed = PackedMatrix {
-            segments,
-            bytes: Shared::zeroed(size, what)?,
-            n_in: matrix.n_in,
-            n_out: matrix.n_out,
+impl Segment {
+    fn new(tensor: &Tensor, first: usize, at: usize) -> Option<Segment> {
+        let (dtype, n_in) = (tensor.dtype(), tensor.n_in());
+        let (group, group_bytes) = match Layout::of(dtype) {
+            Some(layout) => (WIDTH, layout.panel_bytes(n_in)?),
+            None => (1, n_in.checked_next_multiple_of(WIDTH)?.checked_mul(dtype.block_bytes())?),
         };
+        Some(Segment { dtype, rows: first..first + tensor.n_rows(), at, group, group_bytes })
+    }
+
+    fn groups(&self) -> usize {
+        self.rows.len().div_ceil(self.group)
+    }
+
+    /// Where the segment after it may begin.
+    fn end(&self) -> Option<usize> {
+        let bytes = self.group_bytes.checked_mul(self.groups())?.checked_next_multiple_of(64)?;
+        bytes.checked_add(self.at)
+    }
+
+    /// The bytes of these groups.
+    fn range(&self, groups: Range<usize>) -> Range<usize> {
+        self.at + groups.start * self.group_bytes..self.at + groups.end * self.group_bytes
+    }
+
+    /// The segments of a matrix from byte `at` on, and where they end.
+    fn all(matrix: &Matrix, at: usize) -> Option<(Vec<Segment>, usize)> {
+        let (mut segments, mut at, mut row) = (Vec::with_capacity(matrix.segments.len()), at, 0);
+        for tensor in &matrix.segments {
+            let segment = Segment::new(tensor, row, at)?;
+            (row, at) = (segment.rows.end, segment.end()?);
+            segments.push(segment);
+        }
+        Some((segments, at))
+    }
+}
+
+impl PackedMatrix {
+    /// Packs a matrix into the region from byte `at` on.
+    fn pack(matrix: &Matrix, region: &Arc<Region>, at: usize, team: &Team) -> PackedMatrix {
+        let (segments, end) = Segment::all(matrix, at).expect("the sizes were added up before");
+        let (n_in, n_out) = (matrix.n_in, matrix.n_out);
+        let packed = PackedMatrix { segments, region: region.clone(), bytes: end - at, n_in, n_out };
         team.run(&|member| {
             for (segment, tensor) in packed.segments.iter().zip(&matrix.segments) {
-                packed.copy(segment, tensor, share(segment.rows.len(), 1, member.id, member.of));
+                let groups = share(segment.groups(), 1, member.id, member.of);
+                let step = (PACKED_AT_ONCE / tensor.row_bytes() / segment.group).max(1);
+                for first in groups.clone().step_by(step) {
+                    let part = first..(first + step).min(groups.end);
+                    packed.copy(segment, tensor, part);
+                }
             }
         });
         matrix.segments.iter().for_each(Tensor::give_back);
-        Ok(packed)
+        packed
     }
 
-    /// Copies these rows of a segment, counted from its first.
-    fn copy(&self, segment: &Segment, tensor: &Tensor, rows: Range<usize>) {
-        let (from, from_row, to_row) = (tensor.bytes(), tensor.row_bytes(), segment.row_bytes);
-        let range = segment.at + rows.start * to_row..segment.at + rows.end * to_row;
-        // SAFETY: every lane copies rows of its own share, and nobody reads before all are done.
-        let to = unsafe { self.bytes.slice_mut(range) };
-        let from = &from[rows.start * from_row..rows.end * from_row];
-        if from_row == to_row {
-            return to.copy_from_slice(from);
+    /// Copies these groups of a segment, and gives back the pages they came from.
+    fn copy(&self, segment: &Segment, tensor: &Tensor, groups: Range<usize>) {
+        let rows = groups.start * segment.group..(groups.end * segment.group).min(tensor.n_rows());
+        // SAFETY: every lane copies groups of its own share, and nobody reads before all are done.
+        let to = unsafe { self.region.slice_mut(segment.range(groups)) };
+        let row_bytes = tensor.row_bytes();
+        let from = &tensor.bytes()[rows.start * row_bytes..rows.end * row_bytes];
+        let to = to.chunks_exact_mut(segment.group_bytes);
+        for (to, from) in to.zip(from.chunks(segment.group * row_bytes)) {
+            if segment.group == 1 {
+                to[..row_bytes].copy_from_slice(from);
+                continue;
+            }
+            let mut rows = [&[][..]; WIDTH];
+            let n = from.len() / row_bytes;
+            rows.iter_mut().zip(from.chunks_exact(row_bytes)).for_each(|(row, bytes)| *row = bytes);
+            pack_panel(segment.dtype, &rows[..n], to);
         }
-        for (to, from) in to.chunks_exact_mut(to_row).zip(from.chunks_exact(from_row)) {
-            to[..from_row].copy_from_slice(from);
-        }
+        tensor.rows(rows).give_back();
     }
 
     pub fn n_in(&self) -> usize {
@@ -99,13 +146,19 @@ impl PackedMatrix {
         self.n_out
     }
 
+    /// The bytes of these groups of a segment.
+    fn weights(&self, segment: &Segment, groups: Range<usize>) -> &[u8] {
+        // SAFETY: nobody writes weights after they are packed.
+        unsafe { self.region.slice(segment.range(groups)) }
+    }
+
     /// The products of weight rows `columns` with every row of `x`; that of column `columns.start + c` and row `r`
     /// goes to `out[r * columns.len() + c]`.
     pub fn product(
         &self,
         level: Level,
         columns: Range<usize>,
-        x: Rows,
+        x: Operand,
         decoded: &mut [f32],
         out: &mut [f32],
     ) {
@@ -115,18 +168,31 @@ impl PackedMatrix {
             if from >= to {
                 continue;
             }
-            let at = |row: usize| segment.at + (row - segment.rows.start) * segment.row_bytes;
-            let product = Product {
-                dtype: segment.dtype,
-                // SAFETY: nobody writes weights after they are packed.
-                weights: unsafe { self.bytes.slice(at(from)..at(to)) },
-                row_bytes: segment.row_bytes,
-                x,
-                decoded: &mut *decoded,
-                out: &mut out[from - columns.start..],
-                stride,
-            };
-            product.run(level);
+            let out = &mut out[from - columns.start..];
+            let (from, to) = (from - segment.rows.start, to - segment.rows.start);
+            let weights = self.weights(segment, from / segment.group..to.div_ceil(segment.group));
+            match segment.dtype.is_quantized() {
+                true => PanelProduct {
+                    dtype: segment.dtype,
+                    panels: weights,
+                    x: x.ints,
+                    out,
+                    stride,
+                    skip: from % segment.group,
+                    columns: to - from,
+                }
+                .run(level),
+                false => Product {
+                    dtype: segment.dtype,
+                    weights,
+                    row_bytes: segment.group_bytes,
+                    x: x.floats,
+                    decoded: &mut *decoded,
+                    out,
+                    stride,
+                }
+                .run(level),
+            }
         }
     }
 
@@ -136,12 +202,13 @@ impl PackedMatrix {
         &self,
         level: Level,
         columns: Range<usize>,
-        x: Rows,
+        x: Operand,
         tiles: &mut Tiles,
         mut each: impl FnMut(usize, usize, &mut [f32]),
     ) {
-        for first in columns.clone().step_by(TILE) {
-            let part = first..(first + TILE).min(columns.end);
+        let width = tile(x.len());
+        for first in columns.clone().step_by(width) {
+            let part = first..(first + width).min(columns.end);
             let tile = &mut tiles.tile[..x.len() * part.len()];
             self.product(level, part.clone(), x, tiles.decoded, tile);
             for (row, products) in tile.chunks_exact_mut(part.len()).enumerate() {
@@ -154,19 +221,14 @@ impl PackedMatrix {
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
         let segment =
             self.segments.iter().find(|s| s.rows.contains(&row)).expect("the row is one of the matrix");
-        let at = segment.at + (row - segment.rows.start) * segment.row_bytes;
-        let bytes = segment.dtype.row_bytes(self.n_in).expect("the tensor has whole blocks");
-        // SAFETY: nobody writes weights after they are packed.
-        let bytes = unsafe { self.bytes.slice(at..at + bytes) };
-        exotherm_tensor::formats::decode(segment.dtype, bytes, out);
-    }
-}
-
-fn packed_row_bytes(tensor: &Tensor) -> usize {
-    let (dtype, n_in) = (tensor.dtype(), tensor.n_in());
-    match dtype.is_quantized() {
-        true => tensor.row_bytes(),
-        false => n_in.next_multiple_of(WIDTH) * dtype.block_bytes(),
+        let row = row - segment.rows.start;
+        let group = row / segment.group;
+        let bytes = self.weights(segment, group..group + 1);
+        if segment.dtype.is_quantized() {
+            return decode_panel_row(segment.dtype, bytes, row % segment.group, out);
+        }
+        let row_bytes = segment.dtype.row_bytes(self.n_in).expect("the tensor has whole blocks");
+        exotherm_tensor::formats::decode(segment.dtype, &bytes[..row_bytes], out);
     }
 }
 
@@ -203,15 +265,40 @@ pub(crate) struct Packer<'a> {
     pub program: &'a Program,
     pub limits: &'a Limits,
     team: &'a Team,
+    /// Where in the region each matrix begins that an op multiplies with.
+    places: Vec<Option<usize>>,
+    region: Arc<Region>,
     packed: Vec<Option<Arc<PackedMatrix>>>,
     sizes: ScratchSizes,
     overflow: bool,
 }
 
 impl<'a> Packer<'a> {
-    pub fn new(program: &'a Program, limits: &'a Limits, team: &'a Team) -> Packer<'a> {
-        let packed = program.matrices().iter().map(|_| None).collect();
-        Packer { program, limits, team, packed, sizes: ScratchSizes::default(), overflow: false }
+    /// Takes the memory for all matrices that ops multiply with: in one piece, because what is left over at the ends
+    /// of pieces would count as used.
+    pub fn new(program: &'a Program, limits: &'a Limits, team: &'a Team) -> Result<Packer<'a>, BackendError> {
+        let mut places = vec![None; program.matrices().len()];
+        for op in program.ops().iter().filter(|op| !matches!(op, Op::Embed(_))) {
+            op.for_each_matrix(program, &mut |id, _| places[id.0 as usize] = Some(0));
+        }
+        let (what, mut size) = ("the weights", 0);
+        for (place, matrix) in places.iter_mut().zip(program.matrices()) {
+            if let Some(place) = place {
+                let end = Segment::all(matrix, size).map(|(_, end)| end);
+                *place = size;
+                size = end.ok_or(BackendError::Memory { what, bytes: usize::MAX })?;
+            }
+        }
+        Ok(Packer {
+            program,
+            limits,
+            team,
+            packed: program.matrices().iter().map(|_| None).collect(),
+            places,
+            region: Arc::new(Region::zeroed(size, what)?),
+            sizes: ScratchSizes::default(),
+            overflow: false,
+        })
     }
 
     /// The rows of an activation in the largest step.
@@ -225,36 +312,36 @@ impl<'a> Packer<'a> {
     }
 
     /// A matrix to multiply with, and the scratch for it.
-    pub fn matrix(&mut self, id: MatId) -> Result<Arc<PackedMatrix>, BackendError> {
-        let n_in = self.program.matrix(id).n_in;
-        match decoded_floats(n_in) {
-            Some(floats) => self.sizes.decoded = self.sizes.decoded.max(floats),
-            None => self.overflow = true,
+    pub fn matrix(&mut self, id: MatId) -> Arc<PackedMatrix> {
+        let matrix = self.program.matrix(id);
+        if matrix.segments.iter().any(|s| !s.dtype().is_quantized()) {
+            match decoded_floats(matrix.n_in) {
+                Some(floats) => self.sizes.decoded = self.sizes.decoded.max(floats),
+                None => self.overflow = true,
+            }
         }
         // Two tiles, for gates and ups.
         self.need(|s| &mut s.tile, &[2, TILE, self.max_rows()]);
+        self.need(|s| &mut s.tile, &[2, ONE_ROW_TILE]);
         self.pack(id)
     }
 
     /// A matrix to look rows up in.
-    pub fn table(&mut self, id: MatId) -> Result<Table, BackendError> {
-        let mut is_projection = false;
-        for op in self.program.ops().iter().filter(|op| !matches!(op, Op::Embed(_))) {
-            op.for_each_matrix(self.program, &mut |other, _| is_projection |= other == id);
-        }
-        match is_projection {
-            true => self.pack(id).map(Table::Packed),
-            false => Ok(Table::InPlace(id)),
+    pub fn table(&mut self, id: MatId) -> Table {
+        match self.places[id.0 as usize] {
+            Some(_) => Table::Packed(self.pack(id)),
+            None => Table::InPlace(id),
         }
     }
 
-    fn pack(&mut self, id: MatId) -> Result<Arc<PackedMatrix>, BackendError> {
+    fn pack(&mut self, id: MatId) -> Arc<PackedMatrix> {
+        let at = self.places[id.0 as usize].expect("an op names every matrix that it multiplies with");
         let place = &mut self.packed[id.0 as usize];
         if let Some(packed) = place {
-            return Ok(packed.clone());
+            return packed.clone();
         }
-        let packed = Arc::new(PackedMatrix::pack(self.program.matrix(id), self.team)?);
-        Ok(place.insert(packed).clone())
+        let packed = Arc::new(PackedMatrix::pack(self.program.matrix(id), &self.region, at, self.team));
+        place.insert(packed).clone()
     }
 
     /// Room for as many elements as the product of `factors` in one part of the scratch.
@@ -283,6 +370,6 @@ impl<'a> Packer<'a> {
     /// Bytes of the matrices: as packed, or as they are where they were left in place.
     pub fn matrix_bytes(&self) -> usize {
         let matrices = self.packed.iter().zip(self.program.matrices());
-        matrices.map(|(packed, m)| packed.as_ref().map_or_else(|| m.bytes(), |p| p.bytes.bytes())).sum()
+        matrices.map(|(packed, m)| packed.as_ref().map_or_else(|| m.bytes(), |p| p.bytes)).sum()
     }
 }

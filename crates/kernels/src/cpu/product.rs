@@ -28,6 +28,10 @@ impl<'a> Rows<'a> {
         Rows { data, stride, width, n, index: None }
     }
 
+    pub fn none() -> Rows<'a> {
+        Rows::new(&[], 0, 0, 0)
+    }
+
     pub fn one(row: &'a [f32]) -> Rows<'a> {
         Rows::new(row, row.len(), row.len(), 1)
     }
@@ -118,16 +122,7 @@ fn by_dtype(level: Level, dtype: DType, task: Task) {
         DType::F32 => typed::<formats::F32, 64, 16>(level, task),
         DType::F16 => typed::<formats::F16, 32, 16>(level, task),
         DType::BF16 => typed::<formats::BF16, 32, 16>(level, task),
-        DType::Q8_0 => typed::<formats::Q8_0, 34, 32>(level, task),
-        DType::Q4_0 => typed::<formats::Q4_0, 18, 32>(level, task),
-        DType::Q4_1 => typed::<formats::Q4_1, 20, 32>(level, task),
-        DType::Q5_0 => typed::<formats::Q5_0, 22, 32>(level, task),
-        DType::Q5_1 => typed::<formats::Q5_1, 24, 32>(level, task),
-        DType::Q2K => typed::<formats::Q2K, 84, 256>(level, task),
-        DType::Q3K => typed::<formats::Q3K, 110, 256>(level, task),
-        DType::Q4K => typed::<formats::Q4K, 144, 256>(level, task),
-        DType::Q5K => typed::<formats::Q5K, 176, 256>(level, task),
-        DType::Q6K => typed::<formats::Q6K, 210, 256>(level, task),
+        _ => unreachable!("quantized weights lie in panels"),
     }
 }
 

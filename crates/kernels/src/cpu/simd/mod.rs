@@ -4,9 +4,14 @@
 //! the backend is made. The order of every sum is the same at every level; only whether a product is rounded before
 //! it is added depends on the level.
 
+mod bytes;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_bytes;
+
+pub(crate) use bytes::{BYTES, ByteIsa, ByteKernel};
 
 pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
@@ -35,20 +40,11 @@ pub(crate) trait Isa: Copy {
     /// The sum of all lanes: lane i with lane i + 8, then + 4, + 2, + 1.
     fn sum(self, v: Self::V) -> f32;
     fn half_to_float(self, bits: u16) -> f32;
-    fn splat_half(self, bits: u16) -> Self::V;
     fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V;
     fn bf16s_to_floats(self, bits: &[u16; WIDTH]) -> Self::V;
     /// The low halves and the high halves of sixteen words.
     fn bf16_pairs_to_floats(self, pairs: &[u32; WIDTH]) -> [Self::V; 2];
     fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V;
-    /// The low nibbles passed through `low` and the high ones through `high`. (A level may make a table of the
-    /// sixteen results of each.)
-    fn nibbles(
-        self,
-        bytes: &[u8; WIDTH],
-        low: impl Fn(Self::V) -> Self::V,
-        high: impl Fn(Self::V) -> Self::V,
-    ) -> (Self::V, Self::V);
 
     /// The larger of each pair of lanes; that of `b` where one is no number.
     #[inline(always)]
@@ -202,6 +198,20 @@ impl Level {
         Level::available().find(|level| level.name() == name)
     }
 
+    /// For kernels over vectors of bytes.
+    #[inline(always)]
+    pub fn run_bytes<K: ByteKernel>(self, kernel: K) {
+        match self {
+            Level::Scalar(isa) => kernel.run(isa),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(isa) => isa.run_bytes(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(isa) => isa.run_bytes(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni(isa) => isa.run_bytes(kernel),
+        }
+    }
+
     #[inline(always)]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self {
@@ -241,7 +251,6 @@ mod tests {
                 };
                 same(values(isa.halves_to_floats(&bits)), bits.map(f16_to_f32));
                 same(bits.map(|b| isa.half_to_float(b)), bits.map(f16_to_f32));
-                same(values(isa.splat_half(first)), [f16_to_f32(first); WIDTH]);
                 same(values(isa.bf16s_to_floats(&bits)), bits.map(bf16_to_f32));
                 let others = bits.map(|b| b ^ 0x5a5a);
                 let pairs = std::array::from_fn(|i| u32::from(bits[i]) | u32::from(others[i]) << 16);
@@ -251,10 +260,6 @@ mod tests {
             }
             let bytes: [u8; WIDTH] = std::array::from_fn(|i| (i * 37 + 200) as u8);
             assert_eq!(values(isa.i8s_to_floats(&bytes)), bytes.map(|b| f32::from(b as i8)));
-            let affine = |q| isa.add(isa.mul(isa.splat(0.1), q), isa.splat(0.7));
-            let (low, high) = isa.nibbles(&bytes, affine, |q| isa.mul(isa.splat(0.3), q));
-            assert_eq!(values(low), bytes.map(|b| 0.1 * f32::from(b & 15) + 0.7));
-            assert_eq!(values(high), bytes.map(|b| 0.3 * f32::from(b >> 4)));
             let terms: [f32; WIDTH] =
                 std::array::from_fn(|i| (i as f32 * 1.7).sin() * 10f32.powi(i as i32 % 5));
             let mut tree = terms.to_vec();

@@ -2,6 +2,7 @@
 
 use exotherm_tensor::formats::{bf16_to_f32, f16_to_f32};
 
+use super::bytes::{BYTES, ByteIsa};
 use super::{Isa, WIDTH};
 
 #[derive(Clone, Copy)]
@@ -57,11 +58,6 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
-    fn splat_half(self, bits: u16) -> Self::V {
-        [f16_to_f32(bits); WIDTH]
-    }
-
-    #[inline(always)]
     fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
         bits.map(f16_to_f32)
     }
@@ -80,14 +76,52 @@ impl Isa for Scalar {
     fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V {
         bytes.map(|b| f32::from(b as i8))
     }
+}
+
+impl ByteIsa for Scalar {
+    type Floats = Scalar;
+    type Bytes = [u8; BYTES];
+    type Sums = [i32; WIDTH];
 
     #[inline(always)]
-    fn nibbles(
-        self,
-        bytes: &[u8; WIDTH],
-        low: impl Fn(Self::V) -> Self::V,
-        high: impl Fn(Self::V) -> Self::V,
-    ) -> (Self::V, Self::V) {
-        (low(bytes.map(|b| f32::from(b & 15))), high(bytes.map(|b| f32::from(b >> 4))))
+    fn floats(self) -> Scalar {
+        self
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8; BYTES]) -> Self::Bytes {
+        *from
+    }
+
+    #[inline(always)]
+    fn field(self, bytes: Self::Bytes, right: i32, mask: u8) -> Self::Bytes {
+        bytes.map(|b| (if right < 0 { b << -right } else { b >> right }) & mask)
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    fn splat_sum(self, value: i32) -> Self::Sums {
+        [value; WIDTH]
+    }
+
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, sums: Self::Sums, codes: Self::Bytes, x: u32) -> Self::Sums {
+        let x = x.to_le_bytes().map(|b| i32::from(b as i8));
+        let product = |lane: usize, i: usize| i32::from(codes[4 * lane + i]) * x[i];
+        std::array::from_fn(|lane| sums[lane] + (0..4).map(|i| product(lane, i)).sum::<i32>())
+    }
+
+    #[inline(always)]
+    fn sums_to_floats(self, sums: Self::Sums) -> [f32; WIDTH] {
+        sums.map(|sum| sum as f32)
+    }
+
+    #[inline(always)]
+    fn fused(self, a: [f32; WIDTH], b: [f32; WIDTH], c: [f32; WIDTH]) -> [f32; WIDTH] {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
 }

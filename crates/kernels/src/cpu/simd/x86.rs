@@ -1,4 +1,4 @@
-//! AVX2 with FMA and F16C, AVX-512, and AVX-512 with its sums of products of bytes (VNNI) and of bf16.
+//! AVX2 with FMA and F16C, AVX-512, and AVX-512 with its sums of products of bytes (VNNI).
 
 use std::arch::x86_64::*;
 
@@ -12,14 +12,13 @@ pub(crate) struct Avx2(());
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
-/// AVX-512 with VNNI and BF16.
+/// AVX-512 with VNNI.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Vnni(Avx512);
 
 impl Avx512Vnni {
     pub fn detect() -> Option<Avx512Vnni> {
-        let has = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bf16");
-        Avx512::detect().filter(|_| has).map(Avx512Vnni)
+        Avx512::detect().filter(|_| is_x86_feature_detected!("avx512vnni")).map(Avx512Vnni)
     }
 
     /// The level whose vectors of floats these are.
@@ -207,12 +206,6 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn splat_half(self, bits: u16) -> Self::V {
-        // SAFETY: `self` was made by `detect`.
-        unsafe { [_mm256_cvtph_ps(_mm_set1_epi16(bits as i16)); 2] }
-    }
-
-    #[inline(always)]
     fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
         let (low, high) = halves(bits);
         // SAFETY: `self` was made by `detect`; each pointer has eight elements of two bytes.
@@ -262,33 +255,6 @@ impl Isa for Avx2 {
         unsafe {
             [low, high].map(|half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(half.cast()))))
         }
-    }
-
-    #[inline(always)]
-    fn nibbles(
-        self,
-        bytes: &[u8; WIDTH],
-        low: impl Fn(Self::V) -> Self::V,
-        high: impl Fn(Self::V) -> Self::V,
-    ) -> (Self::V, Self::V) {
-        let (first, second) = halves(bytes);
-        // SAFETY: `self` was made by `detect`; each pointer has eight bytes.
-        let (low_codes, high_codes) = unsafe {
-            let first = _mm256_cvtepu8_epi32(_mm_loadl_epi64(first.cast()));
-            let second = _mm256_cvtepu8_epi32(_mm_loadl_epi64(second.cast()));
-            let lowest = _mm256_set1_epi32(15);
-            (
-                [
-                    _mm256_cvtepi32_ps(_mm256_and_si256(first, lowest)),
-                    _mm256_cvtepi32_ps(_mm256_and_si256(second, lowest)),
-                ],
-                [
-                    _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(first)),
-                    _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(second)),
-                ],
-            )
-        };
-        (low(low_codes), high(high_codes))
     }
 }
 
@@ -388,12 +354,6 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn splat_half(self, bits: u16) -> Self::V {
-        // SAFETY: `self` was made by `detect`.
-        unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(bits as i16)) }
-    }
-
-    #[inline(always)]
     fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
         // SAFETY: `self` was made by `detect`; the pointer has sixteen elements of two bytes.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bits.as_ptr().cast())) }
@@ -422,25 +382,5 @@ impl Isa for Avx512 {
     fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V {
         // SAFETY: `self` was made by `detect`; the pointer has sixteen bytes.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
-    }
-
-    /// Tables of the sixteen values and permutations by the codes, of which they read the four lowest bits.
-    #[inline(always)]
-    fn nibbles(
-        self,
-        bytes: &[u8; WIDTH],
-        low: impl Fn(Self::V) -> Self::V,
-        high: impl Fn(Self::V) -> Self::V,
-    ) -> (Self::V, Self::V) {
-        const CODES: [f32; WIDTH] =
-            [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
-        let codes = self.load(&CODES);
-        let (low_table, high_table) = (low(codes), high(codes));
-        // SAFETY: `self` was made by `detect`; the pointer has sixteen bytes.
-        unsafe {
-            let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
-            let high_codes = _mm512_srli_epi32::<4>(codes);
-            (_mm512_permutexvar_ps(codes, low_table), _mm512_permutexvar_ps(high_codes, high_table))
-        }
     }
 }

@@ -10,8 +10,8 @@ struct Step {
 pub(crate) fn prepare(op: &Embed, packer: &mut Packer) -> Prepared {
     let width = packer.program.buffer(op.out).width;
     packer.need(|s| &mut s.work, &[width]);
-    let positions = op.positions.map(|positions| packer.table(positions)).transpose()?;
-    Ok(Box::new(Step { op: op.clone(), table: packer.table(op.table)?, positions }))
+    let positions = op.positions.map(|positions| packer.table(positions));
+    Ok(Box::new(Step { op: op.clone(), table: packer.table(op.table), positions }))
 }
 
 impl CpuOp for Step {

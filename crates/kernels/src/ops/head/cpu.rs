@@ -1,17 +1,17 @@
 use std::sync::Arc;
 
 use super::Head;
-use crate::cpu::{CpuOp, Ctx, Lane, NormedInput, PackedMatrix, Packer, Prepared, soft_cap};
+use crate::cpu::{CpuOp, Ctx, Input, Lane, PackedMatrix, Packer, Prepared, soft_cap};
 
 struct Step {
     op: Head,
-    input: NormedInput,
+    input: Input,
     weight: Arc<PackedMatrix>,
 }
 
 pub(crate) fn prepare(op: &Head, packer: &mut Packer) -> Prepared {
-    let input = NormedInput::of_logit_rows(op.x, op.norm, packer);
-    Ok(Box::new(Step { op: op.clone(), input, weight: packer.matrix(op.weight)? }))
+    let input = Input::of_logit_rows(op.x, op.norm, op.weight, packer);
+    Ok(Box::new(Step { op: op.clone(), input, weight: packer.matrix(op.weight) }))
 }
 
 impl CpuOp for Step {
@@ -21,10 +21,10 @@ impl CpuOp for Step {
 
     fn run(&self, stage: usize, cx: &Ctx, lane: &mut Lane) {
         if stage < self.input.stages(cx) {
-            return self.input.normalize(cx, lane);
+            return self.input.prepare(cx, lane);
         }
         let columns = lane.columns(self.weight.n_out());
-        let x = self.input.rows(cx, lane.normed);
+        let x = self.input.view(cx, lane.normed, lane.ints).operand(0);
         self.weight.for_products(cx.level, columns, x, &mut lane.tiles, |row, first, products| {
             soft_cap(cx.level, self.op.soft_cap, products);
             // SAFETY: these columns are this lane's.

@@ -1,36 +1,44 @@
 use std::sync::Arc;
 
 use super::LinearResidual;
-use crate::cpu::{CpuOp, Ctx, Lane, PackedMatrix, Packer, Prepared, normalize};
+use crate::cpu::{CpuOp, Ctx, Input, Lane, PackedMatrix, Packer, Prepared, normalize};
 
 struct Step {
     op: LinearResidual,
+    input: Input,
     weight: Arc<PackedMatrix>,
 }
 
 pub(crate) fn prepare(op: &LinearResidual, packer: &mut Packer) -> Prepared {
-    let weight = packer.matrix(op.weight)?;
+    let input = Input::new(op.x, None, &[op.weight], packer);
+    let weight = packer.matrix(op.weight);
     if op.post_norm.is_some() {
         packer.need(|s| &mut s.shared_work, &[weight.n_out(), packer.max_rows()]);
         packer.need(|s| &mut s.normed, &[weight.n_out()]);
     }
-    Ok(Box::new(Step { op: op.clone(), weight }))
+    Ok(Box::new(Step { op: op.clone(), input, weight }))
 }
 
 impl CpuOp for Step {
-    fn stages(&self, _cx: &Ctx) -> usize {
-        1 + usize::from(self.op.post_norm.is_some())
+    fn stages(&self, cx: &Ctx) -> usize {
+        self.input.stages(cx) + 1 + usize::from(self.op.post_norm.is_some())
     }
 
     fn run(&self, stage: usize, cx: &Ctx, lane: &mut Lane) {
-        if stage == 1 {
-            return self.add_normed(cx, lane);
+        match stage.checked_sub(self.input.stages(cx)) {
+            None => self.input.prepare(cx, lane),
+            Some(0) => self.project(cx, lane),
+            Some(_) => self.add_normed(cx, lane),
         }
+    }
+}
+
+impl Step {
+    fn project(&self, cx: &Ctx, lane: &mut Lane) {
         let width = self.weight.n_out();
         let bias = self.op.bias.map(|b| cx.vector(b));
-        // SAFETY: the op does not write its input.
-        let x = unsafe { cx.rows(self.op.x) };
         let columns = lane.columns(width);
+        let x = self.input.view(cx, lane.normed, lane.ints).operand(0);
         self.weight.for_products(cx.level, columns, x, &mut lane.tiles, |row, first, products| {
             if let Some(bias) = bias {
                 products.iter_mut().zip(&bias[first..]).for_each(|(p, b)| *p += b);
@@ -47,9 +55,7 @@ impl CpuOp for Step {
             residual.iter_mut().zip(products).for_each(|(r, p)| *r += *p);
         });
     }
-}
 
-impl Step {
     fn add_normed(&self, cx: &Ctx, lane: &mut Lane) {
         let (Some(norm), width) = (&self.op.post_norm, self.weight.n_out()) else { return };
         for row in lane.items(cx.batch.rows()) {

@@ -1,11 +1,13 @@
 use std::sync::Arc;
 
-use super::{Lora, LoraPair};
-use crate::cpu::{CpuOp, Ctx, InputRows, Lane, PackedMatrix, Packer, Prepared, activate, overlap};
+use super::Lora;
+use crate::cpu::{CpuOp, Ctx, Input, Lane, PackedMatrix, Packer, Prepared, activate, overlap};
 
 struct Step {
     op: Lora,
     pairs: Vec<Pair>,
+    input: Input,
+    middles: Input,
     /// Width of all pairs' middles together.
     middle: usize,
 }
@@ -21,36 +23,43 @@ struct Pair {
 pub(crate) fn prepare(op: &Lora, packer: &mut Packer) -> Prepared {
     let mut pairs = Vec::with_capacity(op.pairs.len());
     let (mut middle, mut out) = (0, 0);
-    for LoraPair { down, up, .. } in &op.pairs {
-        let pair =
-            Pair { down: packer.matrix(*down)?, up: packer.matrix(*up)?, middle_at: middle, out_at: out };
+    for pair in &op.pairs {
+        let (down, up) = (packer.matrix(pair.down), packer.matrix(pair.up));
+        let pair = Pair { down, up, middle_at: middle, out_at: out };
         middle += pair.down.n_out();
         out += pair.up.n_out();
         pairs.push(pair);
     }
     packer.need(|s| &mut s.shared_work, &[middle, packer.max_rows()]);
-    Ok(Box::new(Step { op: op.clone(), pairs, middle }))
+    let downs: Vec<_> = op.pairs.iter().map(|pair| (pair.x_at, pair.down)).collect();
+    let ups: Vec<_> = op.pairs.iter().zip(&pairs).map(|(pair, at)| (at.middle_at, pair.up)).collect();
+    let input = Input::sliced(op.x, &downs, packer);
+    let middles = Input::of_work(middle, &ups, packer);
+    Ok(Box::new(Step { op: op.clone(), pairs, input, middles, middle }))
 }
 
 impl CpuOp for Step {
-    fn stages(&self, _cx: &Ctx) -> usize {
-        2
+    fn stages(&self, cx: &Ctx) -> usize {
+        self.input.stages(cx) + 1 + self.middles.stages(cx) + 1
     }
 
     fn run(&self, stage: usize, cx: &Ctx, lane: &mut Lane) {
-        if stage == 0 { self.down(cx, lane) } else { self.up(cx, lane) }
+        match stage.checked_sub(self.input.stages(cx)) {
+            None => self.input.prepare(cx, lane),
+            Some(0) => self.down(cx, lane),
+            Some(stage) if stage <= self.middles.stages(cx) => self.middles.prepare(cx, lane),
+            Some(_) => self.up(cx, lane),
+        }
     }
 }
 
 impl Step {
     fn down(&self, cx: &Ctx, lane: &mut Lane) {
-        // SAFETY: the op does not write its input.
-        let x = unsafe { cx.rows(self.op.x) };
         let columns = lane.columns(self.middle);
-        for (pair, Pair { down, middle_at, .. }) in self.op.pairs.iter().zip(&self.pairs) {
+        let x = self.input.view(cx, lane.normed, lane.ints);
+        for (i, (pair, Pair { down, middle_at, .. })) in self.op.pairs.iter().zip(&self.pairs).enumerate() {
             let part = overlap(&columns, *middle_at, down.n_out());
-            let x = x.columns(pair.x_at, down.n_in());
-            down.for_products(cx.level, part, x, &mut lane.tiles, |row, first, products| {
+            down.for_products(cx.level, part, x.operand(i), &mut lane.tiles, |row, first, products| {
                 activate(cx.level, pair.middle, products);
                 let at = row * self.middle + middle_at + first;
                 // SAFETY: these columns are this lane's.
@@ -60,16 +69,12 @@ impl Step {
     }
 
     fn up(&self, cx: &Ctx, lane: &mut Lane) {
-        let rows = cx.batch.rows();
-        // SAFETY: written in the stage before.
-        let middle = unsafe { cx.memory.work.slice(0..rows * self.middle) };
-        let middle = InputRows::new(middle, self.middle, self.middle, rows);
         let columns = lane.columns(cx.program.buffer(self.op.out).width);
-        for (pair, Pair { up, middle_at, out_at, .. }) in self.op.pairs.iter().zip(&self.pairs) {
+        let x = self.middles.view(cx, lane.normed, lane.ints);
+        for (i, (pair, Pair { up, out_at, .. })) in self.op.pairs.iter().zip(&self.pairs).enumerate() {
             let part = overlap(&columns, *out_at, up.n_out());
             let bias = pair.bias.map(|b| cx.vector(b));
-            let x = middle.columns(*middle_at, up.n_in());
-            up.for_products(cx.level, part, x, &mut lane.tiles, |row, first, products| {
+            up.for_products(cx.level, part, x.operand(i), &mut lane.tiles, |row, first, products| {
                 if let Some(bias) = bias {
                     products.iter_mut().zip(&bias[first..]).for_each(|(p, b)| *p += b);
                 }

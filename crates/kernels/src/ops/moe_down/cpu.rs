@@ -1,35 +1,42 @@
 use std::sync::Arc;
 
 use super::MoeDown;
-use crate::cpu::{CpuOp, Ctx, InputRows, Lane, PackedMatrix, Packer, Prepared, TILE, Visits};
+use crate::cpu::{CpuOp, Ctx, Input, Lane, PackedMatrix, Packer, Prepared, Visits, tile};
 
 struct Step {
     op: MoeDown,
+    input: Input,
     down: Arc<PackedMatrix>,
 }
 
 pub(crate) fn prepare(op: &MoeDown, packer: &mut Packer) -> Prepared {
     Visits::need(packer, op.experts, op.top_k);
-    packer.need(|s| &mut s.work, &[TILE, op.top_k, packer.max_rows()]);
-    Ok(Box::new(Step { op: op.clone(), down: packer.matrix(op.down)? }))
+    packer.need(|s| &mut s.work, &[tile(packer.max_rows()), op.top_k, packer.max_rows()]);
+    packer.need(|s| &mut s.work, &[tile(1), op.top_k]);
+    let input = Input::picked(op.hidden, op.top_k, &[op.down], packer);
+    Ok(Box::new(Step { op: op.clone(), input, down: packer.matrix(op.down) }))
 }
 
 impl CpuOp for Step {
-    fn stages(&self, _cx: &Ctx) -> usize {
-        1
+    fn stages(&self, cx: &Ctx) -> usize {
+        self.input.stages(cx) + 1
     }
 
     /// A few columns at a time: first the products of every expert, then their sum in the order of the routes.
-    fn run(&self, _stage: usize, cx: &Ctx, lane: &mut Lane) {
+    fn run(&self, stage: usize, cx: &Ctx, lane: &mut Lane) {
+        if stage < self.input.stages(cx) {
+            return self.input.prepare(cx, lane);
+        }
         let (top_k, width) = (self.op.top_k, cx.program.buffer(self.op.residual).width);
         let columns = lane.columns(width);
-        // SAFETY: the op writes neither of its inputs.
-        let (hidden, routes) = unsafe { (cx.rows(self.op.hidden), cx.rows(self.op.routes)) };
-        // The hidden rows of all choices lie one after another.
-        let hidden = hidden.split(top_k);
+        // SAFETY: the op does not write its input.
+        let routes = unsafe { cx.rows(self.op.routes) };
+        // The hidden rows of all choices, one after another.
+        let hidden = self.input.view(cx, lane.normed, lane.ints);
+        let step = tile(cx.batch.rows());
         let visits = Visits::sorted(routes, top_k, self.op.experts, lane.words);
-        for first in columns.clone().step_by(TILE) {
-            let n = TILE.min(columns.end - first);
+        for first in columns.clone().step_by(step) {
+            let n = step.min(columns.end - first);
             for expert in 0..self.op.experts {
                 let (rows, choices) = visits.of(expert);
                 if rows.is_empty() {
@@ -37,7 +44,7 @@ impl CpuOp for Step {
                 }
                 let from = expert * width + first;
                 let tile = &mut lane.tiles.tile[..rows.len() * n];
-                let x: InputRows = hidden.picked(visits.pairs(expert));
+                let x = hidden.picked(0, visits.pairs(expert), lane.gathered);
                 self.down.product(cx.level, from..from + n, x, lane.tiles.decoded, tile);
                 for ((&row, &choice), y) in rows.iter().zip(choices).zip(tile.chunks_exact(n)) {
                     let pair = row as usize * top_k + choice as usize;

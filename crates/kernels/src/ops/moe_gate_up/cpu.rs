@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
 use super::MoeGateUp;
-use crate::cpu::{CpuOp, Ctx, InputRows, Lane, PackedMatrix, Packer, Prepared, TILE, Visits, gate};
+use crate::cpu::{CpuOp, Ctx, Input, Lane, PackedMatrix, Packer, Prepared, Visits, gate, tile};
 
 struct Step {
     op: MoeGateUp,
+    input: Input,
     gate: Arc<PackedMatrix>,
     up: Arc<PackedMatrix>,
     hidden: usize,
@@ -12,33 +13,38 @@ struct Step {
 
 pub(crate) fn prepare(op: &MoeGateUp, packer: &mut Packer) -> Prepared {
     Visits::need(packer, op.experts, op.top_k);
-    let (gate, up) = (packer.matrix(op.gate)?, packer.matrix(op.up)?);
-    Ok(Box::new(Step { op: op.clone(), gate, up, hidden: op.hidden(packer.program) }))
+    let (gate, up) = (packer.matrix(op.gate), packer.matrix(op.up));
+    let input = Input::picked(op.normed, 1, &[op.gate, op.up], packer);
+    Ok(Box::new(Step { op: op.clone(), input, gate, up, hidden: op.hidden(packer.program) }))
 }
 
 impl CpuOp for Step {
-    fn stages(&self, _cx: &Ctx) -> usize {
-        1
+    fn stages(&self, cx: &Ctx) -> usize {
+        self.input.stages(cx) + 1
     }
 
     /// Expert by expert, all rows that chose it at once.
-    fn run(&self, _stage: usize, cx: &Ctx, lane: &mut Lane) {
+    fn run(&self, stage: usize, cx: &Ctx, lane: &mut Lane) {
+        if stage < self.input.stages(cx) {
+            return self.input.prepare(cx, lane);
+        }
         let columns = lane.columns(self.hidden);
-        // SAFETY: the op writes neither of its inputs.
-        let (x, routes) = unsafe { (cx.rows(self.op.normed), cx.rows(self.op.routes)) };
+        // SAFETY: the op does not write its input.
+        let routes = unsafe { cx.rows(self.op.routes) };
+        let x = self.input.view(cx, lane.normed, lane.ints);
         let visits = Visits::sorted(routes, self.op.top_k, self.op.experts, lane.words);
         for expert in 0..self.op.experts {
             let (rows, choices) = visits.of(expert);
             if rows.is_empty() {
                 continue;
             }
-            for first in columns.clone().step_by(TILE) {
-                let n = TILE.min(columns.end - first);
+            let (x, width) = (x.picked(0, rows, lane.gathered), tile(rows.len()));
+            for first in columns.clone().step_by(width) {
+                let n = width.min(columns.end - first);
                 let tile = &mut *lane.tiles.tile;
                 let (gates, rest) = tile.split_at_mut(rows.len() * n);
                 let ups = &mut rest[..rows.len() * n];
                 let from = expert * self.hidden + first;
-                let x: InputRows = x.picked(rows);
                 self.gate.product(cx.level, from..from + n, x, lane.tiles.decoded, gates);
                 self.up.product(cx.level, from..from + n, x, lane.tiles.decoded, ups);
                 let products = gates.chunks_exact(n).zip(ups.chunks_exact(n));

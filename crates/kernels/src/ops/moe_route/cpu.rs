@@ -1,17 +1,17 @@
 use std::sync::Arc;
 
 use super::MoeRoute;
-use crate::cpu::{CpuOp, Ctx, Lane, NormedInput, PackedMatrix, Packer, Prepared, exp};
+use crate::cpu::{CpuOp, Ctx, Input, Lane, PackedMatrix, Packer, Prepared, exp};
 
 struct Step {
     op: MoeRoute,
-    input: NormedInput,
+    input: Input,
     router: Arc<PackedMatrix>,
 }
 
 pub(crate) fn prepare(op: &MoeRoute, packer: &mut Packer) -> Prepared {
-    let input = NormedInput::new(op.x, Some(op.norm), packer);
-    let router = packer.matrix(op.router)?;
+    let input = Input::new(op.x, Some(op.norm), &[op.router], packer).and_floats(packer);
+    let router = packer.matrix(op.router);
     packer.need(|s| &mut s.shared_work, &[router.n_out(), packer.max_rows()]);
     Ok(Box::new(Step { op: op.clone(), input, router }))
 }
@@ -23,7 +23,7 @@ impl CpuOp for Step {
 
     fn run(&self, stage: usize, cx: &Ctx, lane: &mut Lane) {
         match stage.checked_sub(self.input.stages(cx)) {
-            None => self.input.normalize(cx, lane),
+            None => self.input.prepare(cx, lane),
             Some(0) => self.score(cx, lane),
             Some(_) => self.choose(cx, lane),
         }
@@ -34,12 +34,12 @@ impl Step {
     fn score(&self, cx: &Ctx, lane: &mut Lane) {
         let experts = self.router.n_out();
         let (rows, columns) = (lane.items(cx.batch.rows()), lane.columns(experts));
-        let x = self.input.rows(cx, lane.normed);
+        let x = self.input.view(cx, lane.normed, lane.ints);
         for row in rows {
             // SAFETY: each row is written by one lane.
-            unsafe { cx.row_mut(self.op.normed, row) }.copy_from_slice(x.row(row));
+            unsafe { cx.row_mut(self.op.normed, row) }.copy_from_slice(x.floats.row(row));
         }
-        self.router.for_products(cx.level, columns, x, &mut lane.tiles, |row, first, products| {
+        self.router.for_products(cx.level, columns, x.operand(0), &mut lane.tiles, |row, first, products| {
             let at = row * experts + first;
             // SAFETY: these columns are this lane's.
             unsafe { cx.memory.work.slice_mut(at..at + products.len()) }.copy_from_slice(products);

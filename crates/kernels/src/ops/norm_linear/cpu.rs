@@ -3,18 +3,18 @@ use std::sync::Arc;
 
 use super::NormLinear;
 use crate::cpu::{
-    CpuOp, Ctx, InputRows, Lane, NormedInput, PackedMatrix, Packer, Prepared, TILE, activate, gate,
+    CpuOp, Ctx, Input, Lane, Operand, PackedMatrix, Packer, Prepared, Tiles, activate, gate, tile,
 };
 
 struct Step {
     op: NormLinear,
-    input: NormedInput,
+    input: Input,
     weight: Arc<PackedMatrix>,
 }
 
 pub(crate) fn prepare(op: &NormLinear, packer: &mut Packer) -> Prepared {
-    let input = NormedInput::new(op.x, op.norm, packer);
-    Ok(Box::new(Step { op: op.clone(), input, weight: packer.matrix(op.weight)? }))
+    let input = Input::new(op.x, op.norm, &[op.weight], packer);
+    Ok(Box::new(Step { op: op.clone(), input, weight: packer.matrix(op.weight) }))
 }
 
 impl CpuOp for Step {
@@ -24,10 +24,10 @@ impl CpuOp for Step {
 
     fn run(&self, stage: usize, cx: &Ctx, lane: &mut Lane) {
         if stage < self.input.stages(cx) {
-            return self.input.normalize(cx, lane);
+            return self.input.prepare(cx, lane);
         }
         let columns = lane.columns(cx.program.buffer(self.op.out).width);
-        let x = self.input.rows(cx, lane.normed);
+        let x = self.input.view(cx, lane.normed, lane.ints).operand(0);
         if self.op.activation.is_gated() {
             return self.gated(cx, columns, x, &mut lane.tiles);
         }
@@ -44,11 +44,12 @@ impl CpuOp for Step {
 
 impl Step {
     /// The gates of a few columns and the ups that belong to them, then what they make together.
-    fn gated(&self, cx: &Ctx, columns: Range<usize>, x: InputRows, tiles: &mut crate::cpu::Tiles) {
+    fn gated(&self, cx: &Ctx, columns: Range<usize>, x: Operand, tiles: &mut Tiles) {
         let half = self.weight.n_out() / 2;
         let bias = self.op.bias.map(|b| cx.vector(b));
-        for first in columns.clone().step_by(TILE) {
-            let part = first..(first + TILE).min(columns.end);
+        let width = tile(x.len());
+        for first in columns.clone().step_by(width) {
+            let part = first..(first + width).min(columns.end);
             let (n, ups_part) = (part.len(), part.start + half..part.end + half);
             let (gates, rest) = tiles.tile.split_at_mut(x.len() * n);
             let ups = &mut rest[..x.len() * n];

@@ -1,16 +1,16 @@
 use std::ops::Range;
 
 use super::ShiftMix;
-use crate::cpu::{CpuOp, Ctx, InputRows, Lane, NormedInput, Packer, Prepared, shift_mix};
+use crate::cpu::{CpuOp, Ctx, Input, InputRows, Lane, Packer, Prepared, shift_mix};
 use crate::program::RecId;
 
 struct Step {
     op: ShiftMix,
-    input: NormedInput,
+    input: Input,
 }
 
 pub(crate) fn prepare(op: &ShiftMix, packer: &mut Packer) -> Prepared {
-    let input = NormedInput::new(op.x, Some(op.norm), packer);
+    let input = Input::new(op.x, Some(op.norm), &[], packer).and_floats(packer);
     Ok(Box::new(Step { op: op.clone(), input }))
 }
 
@@ -21,11 +21,11 @@ impl CpuOp for Step {
 
     fn run(&self, stage: usize, cx: &Ctx, lane: &mut Lane) {
         if stage < self.input.stages(cx) {
-            return self.input.normalize(cx, lane);
+            return self.input.prepare(cx, lane);
         }
         let width = cx.program.buffer(self.op.x).width;
         let columns = lane.columns(width);
-        let rows = self.input.rows(cx, lane.normed);
+        let rows = self.input.view(cx, lane.normed, lane.ints).floats;
         let mix = cx.vector(self.op.mix);
         for_each_shift(cx, self.op.state, rows, columns.clone(), |row, now, before| {
             for m in 0..self.op.mixes {
