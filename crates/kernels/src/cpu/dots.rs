@@ -80,9 +80,9 @@ mod x86 {
         for _ in 0..turns {
             // Products that do not change would be computed once.
             factor = _mm256_xor_si256(factor, step);
-            for (sum, &codes) in sums.iter_mut().zip(&loaded) {
-                let products = _mm256_madd_epi16(_mm256_maddubs_epi16(codes, factor), ones);
-                *sum = _mm256_add_epi32(*sum, products);
+            for c in 0..AVX2_CHAINS {
+                let products = _mm256_madd_epi16(_mm256_maddubs_epi16(loaded[c], factor), ones);
+                sums[c] = _mm256_add_epi32(sums[c], products);
             }
         }
         black_box(sums);
@@ -106,13 +106,12 @@ mod x86 {
                     *vector = unsafe { _mm512_loadu_si512(factors.as_ptr().cast()) };
                 }
                 for _ in 0..turns {
-                    for (sums, factor) in sums.iter_mut().zip(&mut changing) {
+                    for f in 0..FACTORS {
                         // Products that do not change would be computed once.
-                        *factor = _mm512_xor_si512(*factor, step);
-                        let $factor = *factor;
-                        for (sum, &$codes) in sums.iter_mut().zip(&loaded) {
-                            let $sum = *sum;
-                            *sum = $dot;
+                        changing[f] = _mm512_xor_si512(changing[f], step);
+                        for c in 0..CODES {
+                            let ($sum, $codes, $factor) = (sums[f][c], loaded[c], changing[f]);
+                            sums[f][c] = $dot;
                         }
                     }
                 }
