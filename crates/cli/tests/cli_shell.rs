@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use common::{User, expected, golden, list};
 use serde_json::Value;
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "run",
     "pull",
     "models",
@@ -20,6 +20,7 @@ const COMMANDS: [&str; 12] = [
     "perplexity",
     "selfcheck",
     "bench",
+    "profile",
     "quantize",
     "completions",
 ];

@@ -80,11 +80,15 @@ fn a_steady_step_allocates_nothing() {
         for seed in 0..8 {
             let mut executor = backend.compile(&programs::draw(kind, seed), &limits).unwrap();
             let mut batch = Batch::with_capacity(ROWS, SEQUENCES, 4 * SEQUENCES);
-            steps(executor.as_mut(), &mut batch);
-            let before = ALLOCATIONS.load(Ordering::SeqCst);
-            steps(executor.as_mut(), &mut batch);
-            let made = ALLOCATIONS.load(Ordering::SeqCst) - before;
-            assert_eq!(made, 0, "{kind:?} {seed}: steps allocated");
+            for profiled in [false, true] {
+                executor.set_profiling(profiled);
+                steps(executor.as_mut(), &mut batch);
+                let before = ALLOCATIONS.load(Ordering::SeqCst);
+                steps(executor.as_mut(), &mut batch);
+                let made = ALLOCATIONS.load(Ordering::SeqCst) - before;
+                assert_eq!(made, 0, "{kind:?} {seed}: steps allocated, profiled: {profiled}");
+                assert_eq!(executor.op_times().is_empty(), !profiled);
+            }
         }
     }
     let before = ALLOCATIONS.load(Ordering::SeqCst);

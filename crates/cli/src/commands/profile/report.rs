@@ -112,7 +112,7 @@ impl Report<'_> {
             text += &format!(" {}", machine.backend.level());
         }
         text += &format!(
-            ", {} threads, kv {}, {} sequences at a time\n",
+            ", {} threads, kv {}, batch {}\n",
             args.compute.threads(),
             args.kv_type.name(),
             args.batch
