@@ -346,7 +346,7 @@ impl Session<'_> {
             // The question has taken the place of what the tests leave there.
             self.load(path, context.next_multiple_of(256), seqs)?;
         }
-        let mut figures = Figures { kv_bytes: self.kv_bytes(row, path, generate)?, ..Figures::default() };
+        let mut figures = Figures::new(self.kv_bytes(row, path, generate)?);
         for pair in 0..pairs {
             eprintln!("{}, pair {} of {pairs}", row.file, pair + 1);
             figures.memory.push(memory.read_speed());

@@ -52,6 +52,10 @@ impl Pairs {
 }
 
 impl Figures {
+    pub fn new(kv_bytes: f64) -> Figures {
+        Figures { kv_bytes, ..Figures::default() }
+    }
+
     /// Takes in the speeds of a pair, ours and theirs, a prompt's before that of decoding.
     pub fn add(&mut self, speeds: &[Vec<f64>; 2]) -> Result<()> {
         match (speeds[0].as_slice(), speeds[1].as_slice()) {

@@ -90,13 +90,17 @@ pub(crate) fn normalized(program: &Program, norm: &Norm, x: &[f32]) -> Vec<f32> 
     x.iter().enumerate().map(value).collect()
 }
 
-/// Eight partial sums in f64, so that the compiler may keep them in vector registers.
+/// Eight partial sums in f64, over whole eights first, so that the compiler may keep them in vector registers.
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     let mut sums = [0.0f64; 8];
-    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    for (a, b) in a.iter().zip(b) {
         for (sum, (&a, &b)) in sums.iter_mut().zip(a.iter().zip(b)) {
             *sum += f64::from(a) * f64::from(b);
         }
+    }
+    for (sum, (&a, &b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *sum += f64::from(a) * f64::from(b);
     }
     sums.iter().sum()
 }
