@@ -60,7 +60,7 @@ impl Projection {
                 magnitude += p.abs();
             });
             // Every product passes through no more than these roundings, each of half a unit in the last place.
-            let roundings = (self.n_in.div_ceil(16) + 5) as f64;
+            let roundings = (self.n_in.min(64) + self.n_in.div_ceil(64) + 1) as f64;
             let allowed = magnitude * roundings * f64::from(f32::EPSILON) / 2.0 + 1e-30;
             assert!((f64::from(have) - want).abs() <= allowed, "{what}: {have} is not {want} ({allowed:e})");
         }

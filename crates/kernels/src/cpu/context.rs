@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::clock::Clock;
 use super::memory::{LaneMemory, Memory};
 use super::pack::{Tiles, share};
-use super::product;
+use super::rows;
 use super::simd::{Level, WIDTH};
 use crate::backend::BackendError;
 use crate::batch::{BLOCK, Batch, Span};
@@ -59,7 +59,7 @@ impl<'a> Lane<'a> {
                 ints: memory.ints.slice_mut(0..memory.ints.len()),
                 gathered: memory.gathered.slice_mut(0..memory.gathered.len()),
                 tiles: Tiles {
-                    decoded: memory.decoded.slice_mut(0..memory.decoded.len()),
+                    whole: memory.whole.slice_mut(0..memory.whole.len()),
                     tile: memory.tile.slice_mut(0..memory.tile.len()),
                 },
                 work: memory.work.slice_mut(0..memory.work.len()),
@@ -102,10 +102,10 @@ impl<'a> Ctx<'a> {
     ///
     /// # Safety
     /// No lane writes the buffer in this stage.
-    pub unsafe fn rows(&self, buf: Buf) -> product::Rows<'a> {
+    pub unsafe fn rows(&self, buf: Buf) -> rows::Rows<'a> {
         let (n, width) = (self.rows_of(buf), self.program.buffer(buf).width);
         // SAFETY: the caller's promise.
-        product::Rows::new(unsafe { self.slot(buf).slice(0..n * width) }, width, width, n)
+        rows::Rows::new(unsafe { self.slot(buf).slice(0..n * width) }, width, width, n)
     }
 
     /// These columns of a row of a buffer.

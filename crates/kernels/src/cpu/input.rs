@@ -7,7 +7,7 @@ use exotherm_tensor::DType;
 use super::context::{Ctx, Lane};
 use super::integers::{self, GROUP, IntRows, SingleRows, room_for, words_of};
 use super::pack::Packer;
-use super::product::Rows;
+use super::rows::Rows;
 use super::vector::normalize;
 use crate::ops::Norm;
 use crate::program::{Buf, MatId};

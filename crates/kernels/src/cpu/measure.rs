@@ -3,11 +3,11 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use super::CpuBackend;
 use super::memory::Shared;
 use super::pack::share;
 use super::simd::{BYTES, ByteIsa, ByteKernel, Isa, Kernel, WIDTH};
 use super::team::Team;
-use super::CpuBackend;
 use crate::backend::BackendError;
 
 /// Of several rounds, per second: bytes, or operations.

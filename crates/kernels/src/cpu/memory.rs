@@ -112,8 +112,8 @@ pub(crate) struct LaneMemory {
     pub ints: Shared<u32>,
     /// Rows of integers that were picked out of others.
     pub gathered: Shared<u32>,
-    /// A few rows of weights, decoded.
-    pub decoded: Shared<f32>,
+    /// The products of whole panels of which a part is wanted.
+    pub whole: Shared<f32>,
     /// The outputs of a few columns for all rows.
     pub tile: Shared<f32>,
     pub work: Shared<f32>,
@@ -129,7 +129,7 @@ pub(crate) struct ScratchSizes {
     pub normed: usize,
     pub ints: usize,
     pub gathered: usize,
-    pub decoded: usize,
+    pub whole: usize,
     pub tile: usize,
     pub work: usize,
     pub words: usize,
@@ -143,7 +143,7 @@ impl LaneMemory {
             normed: floats(sizes.normed)?,
             ints: words(sizes.ints)?,
             gathered: words(sizes.gathered)?,
-            decoded: floats(sizes.decoded)?,
+            whole: floats(sizes.whole)?,
             tile: floats(sizes.tile)?,
             work: floats(sizes.work)?,
             words: words(sizes.words)?,
@@ -151,7 +151,7 @@ impl LaneMemory {
     }
 
     pub fn bytes(&self) -> usize {
-        let floats = [&self.normed, &self.decoded, &self.tile, &self.work];
+        let floats = [&self.normed, &self.whole, &self.tile, &self.work];
         let words = [&self.ints, &self.gathered, &self.words];
         floats.iter().map(|s| s.bytes()).sum::<usize>() + words.iter().map(|s| s.bytes()).sum::<usize>()
     }

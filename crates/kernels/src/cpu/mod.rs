@@ -3,12 +3,7 @@
 mod clock;
 mod context;
 mod dots;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, unused_imports, reason = "products of floats still go through `product`")
-)]
 mod floats;
-mod formats;
 mod input;
 mod integers;
 mod kv;
@@ -17,9 +12,9 @@ mod measure;
 mod memory;
 mod pack;
 mod panels;
-mod product;
 mod recorder;
 mod region;
+mod rows;
 mod simd;
 mod team;
 mod vector;
@@ -42,7 +37,7 @@ pub(crate) use input::{Input, Operand};
 pub(crate) use kv::{Cells, KvPool, Stored, padded};
 pub(crate) use memory::Shared;
 pub(crate) use pack::{PackedMatrix, Packer, Table, Tiles, overlap, share, tile};
-pub(crate) use product::Rows as InputRows;
+pub(crate) use rows::Rows as InputRows;
 pub(crate) use simd::{Isa, Kernel, WIDTH};
 pub(crate) use vector::{activate, gate, mean_and_scale, normalize, shift_mix, soft_cap};
 pub(crate) use visits::Visits;

@@ -7,10 +7,10 @@ use exotherm_tensor::{DType, Tensor};
 
 use super::context::Ctx;
 use super::dots::PanelProduct;
+use super::floats::{self, FloatProduct};
 use super::input::Operand;
 use super::memory::ScratchSizes;
 use super::panels::{Layout, decode_panel_row, pack_panel};
-use super::product::{Product, decoded_floats};
 use super::region::Region;
 use super::simd::{Level, WIDTH};
 use super::team::Team;
@@ -32,8 +32,8 @@ pub(crate) fn tile(rows: usize) -> usize {
 /// File bytes that are packed before their pages are given back.
 const PACKED_AT_ONCE: usize = 1 << 20;
 
-/// A matrix whose segments lie one after another: those of quantized types in panels, those of float types row by row,
-/// each row padded with zeros to whole vectors.
+/// A matrix whose segments lie one after another, each in panels of [`WIDTH`] rows; the last panel of a segment is filled
+/// up with rows of zeros.
 pub(crate) struct PackedMatrix {
     segments: Vec<Segment>,
     region: Arc<Region>,
@@ -48,41 +48,39 @@ struct Segment {
     rows: Range<usize>,
     /// Where its bytes begin.
     at: usize,
-    /// Rows that lie together: of a panel, or one.
-    group: usize,
-    /// Bytes of a panel or a row.
-    group_bytes: usize,
+    panel_bytes: usize,
 }
 
 /// A lane's scratch for products.
 pub(crate) struct Tiles<'a> {
-    pub decoded: &'a mut [f32],
+    /// For the products of whole panels of which a part is wanted.
+    pub whole: &'a mut [f32],
     pub tile: &'a mut [f32],
 }
 
 impl Segment {
     fn new(tensor: &Tensor, first: usize, at: usize) -> Option<Segment> {
         let (dtype, n_in) = (tensor.dtype(), tensor.n_in());
-        let (group, group_bytes) = match Layout::of(dtype) {
-            Some(layout) => (WIDTH, layout.panel_bytes(n_in)?),
-            None => (1, n_in.checked_next_multiple_of(WIDTH)?.checked_mul(dtype.block_bytes())?),
+        let panel_bytes = match Layout::of(dtype) {
+            Some(layout) => layout.panel_bytes(n_in)?,
+            None => floats::panel_bytes(dtype, n_in)?,
         };
-        Some(Segment { dtype, rows: first..first + tensor.n_rows(), at, group, group_bytes })
+        Some(Segment { dtype, rows: first..first + tensor.n_rows(), at, panel_bytes })
     }
 
-    fn groups(&self) -> usize {
-        self.rows.len().div_ceil(self.group)
+    fn panels(&self) -> usize {
+        self.rows.len().div_ceil(WIDTH)
     }
 
     /// Where the segment after it may begin.
     fn end(&self) -> Option<usize> {
-        let bytes = self.group_bytes.checked_mul(self.groups())?.checked_next_multiple_of(64)?;
+        let bytes = self.panel_bytes.checked_mul(self.panels())?.checked_next_multiple_of(64)?;
         bytes.checked_add(self.at)
     }
 
-    /// The bytes of these groups.
-    fn range(&self, groups: Range<usize>) -> Range<usize> {
-        self.at + groups.start * self.group_bytes..self.at + groups.end * self.group_bytes
+    /// The bytes of these panels.
+    fn range(&self, panels: Range<usize>) -> Range<usize> {
+        self.at + panels.start * self.panel_bytes..self.at + panels.end * self.panel_bytes
     }
 
     /// The segments of a matrix from byte `at` on, and where they end.
@@ -105,10 +103,10 @@ impl PackedMatrix {
         let packed = PackedMatrix { segments, region: region.clone(), bytes: end - at, n_in, n_out };
         team.run(&|member| {
             for (segment, tensor) in packed.segments.iter().zip(&matrix.segments) {
-                let groups = share(segment.groups(), 1, member.id, member.of);
-                let step = (PACKED_AT_ONCE / tensor.row_bytes() / segment.group).max(1);
-                for first in groups.clone().step_by(step) {
-                    let part = first..(first + step).min(groups.end);
+                let panels = share(segment.panels(), 1, member.id, member.of);
+                let step = (PACKED_AT_ONCE / tensor.row_bytes() / WIDTH).max(1);
+                for first in panels.clone().step_by(step) {
+                    let part = first..(first + step).min(panels.end);
                     packed.copy(segment, tensor, part);
                 }
             }
@@ -117,23 +115,21 @@ impl PackedMatrix {
         packed
     }
 
-    /// Copies these groups of a segment, and gives back the pages they came from.
-    fn copy(&self, segment: &Segment, tensor: &Tensor, groups: Range<usize>) {
-        let rows = groups.start * segment.group..(groups.end * segment.group).min(tensor.n_rows());
-        // SAFETY: every lane copies groups of its own share, and nobody reads before all are done.
-        let to = unsafe { self.region.slice_mut(segment.range(groups)) };
+    /// Packs these panels of a segment, and gives back the pages they came from.
+    fn copy(&self, segment: &Segment, tensor: &Tensor, panels: Range<usize>) {
+        let rows = panels.start * WIDTH..(panels.end * WIDTH).min(tensor.n_rows());
+        // SAFETY: every lane packs panels of its own share, and nobody reads before all are done.
+        let to = unsafe { self.region.slice_mut(segment.range(panels)) };
         let row_bytes = tensor.row_bytes();
         let from = &tensor.bytes()[rows.start * row_bytes..rows.end * row_bytes];
-        let to = to.chunks_exact_mut(segment.group_bytes);
-        for (to, from) in to.zip(from.chunks(segment.group * row_bytes)) {
-            if segment.group == 1 {
-                to[..row_bytes].copy_from_slice(from);
-                continue;
-            }
+        for (to, from) in to.chunks_exact_mut(segment.panel_bytes).zip(from.chunks(WIDTH * row_bytes)) {
             let mut rows = [&[][..]; WIDTH];
             let n = from.len() / row_bytes;
             rows.iter_mut().zip(from.chunks_exact(row_bytes)).for_each(|(row, bytes)| *row = bytes);
-            pack_panel(segment.dtype, &rows[..n], to);
+            match segment.dtype.is_quantized() {
+                true => pack_panel(segment.dtype, &rows[..n], to),
+                false => floats::pack_panel(segment.dtype, &rows[..n], self.n_in, to),
+            }
         }
         tensor.rows(rows).give_back();
     }
@@ -146,20 +142,20 @@ impl PackedMatrix {
         self.n_out
     }
 
-    /// The bytes of these groups of a segment.
-    fn weights(&self, segment: &Segment, groups: Range<usize>) -> &[u8] {
+    /// The bytes of these panels of a segment.
+    fn weights(&self, segment: &Segment, panels: Range<usize>) -> &[u8] {
         // SAFETY: nobody writes weights after they are packed.
-        unsafe { self.region.slice(segment.range(groups)) }
+        unsafe { self.region.slice(segment.range(panels)) }
     }
 
     /// The products of weight rows `columns` with every row of `x`; that of column `columns.start + c` and row `r`
-    /// goes to `out[r * columns.len() + c]`.
+    /// goes to `out[r * columns.len() + c]`. `whole` has room for the products of the panels that `columns` touches.
     pub fn product(
         &self,
         level: Level,
         columns: Range<usize>,
         x: Operand,
-        decoded: &mut [f32],
+        whole: &mut [f32],
         out: &mut [f32],
     ) {
         let stride = columns.len();
@@ -170,28 +166,26 @@ impl PackedMatrix {
             }
             let out = &mut out[from - columns.start..];
             let (from, to) = (from - segment.rows.start, to - segment.rows.start);
-            let weights = self.weights(segment, from / segment.group..to.div_ceil(segment.group));
-            match segment.dtype.is_quantized() {
-                true => PanelProduct {
-                    dtype: segment.dtype,
-                    panels: weights,
-                    x: x.ints,
-                    out,
-                    stride,
-                    skip: from % segment.group,
-                    columns: to - from,
-                }
-                .run(level),
-                false => Product {
-                    dtype: segment.dtype,
-                    weights,
-                    row_bytes: segment.group_bytes,
-                    x: x.floats,
-                    decoded: &mut *decoded,
-                    out,
-                    stride,
-                }
-                .run(level),
+            let (dtype, columns) = (segment.dtype, to - from);
+            let panels = self.weights(segment, from / WIDTH..to.div_ceil(WIDTH));
+            if dtype.is_quantized() {
+                let skip = from % WIDTH;
+                PanelProduct { dtype, panels, x: x.ints, out, stride, skip, columns }.run(level);
+                continue;
+            }
+            let x = x.floats;
+            let product = |out, stride| {
+                floats::product(level, FloatProduct { dtype, panels, n_in: self.n_in, x, out, stride });
+            };
+            if from.is_multiple_of(WIDTH) && to.is_multiple_of(WIDTH) {
+                product(out, stride);
+                continue;
+            }
+            let width = panels.len() / segment.panel_bytes * WIDTH;
+            let whole = &mut whole[..x.len() * width];
+            product(whole, width);
+            for (row, products) in whole.chunks_exact(width).enumerate() {
+                out[row * stride..][..columns].copy_from_slice(&products[from % WIDTH..][..columns]);
             }
         }
     }
@@ -210,7 +204,7 @@ impl PackedMatrix {
         for first in columns.clone().step_by(width) {
             let part = first..(first + width).min(columns.end);
             let tile = &mut tiles.tile[..x.len() * part.len()];
-            self.product(level, part.clone(), x, tiles.decoded, tile);
+            self.product(level, part.clone(), x, tiles.whole, tile);
             for (row, products) in tile.chunks_exact_mut(part.len()).enumerate() {
                 each(row, first, products);
             }
@@ -222,13 +216,11 @@ impl PackedMatrix {
         let segment =
             self.segments.iter().find(|s| s.rows.contains(&row)).expect("the row is one of the matrix");
         let row = row - segment.rows.start;
-        let group = row / segment.group;
-        let bytes = self.weights(segment, group..group + 1);
-        if segment.dtype.is_quantized() {
-            return decode_panel_row(segment.dtype, bytes, row % segment.group, out);
+        let panel = self.weights(segment, row / WIDTH..row / WIDTH + 1);
+        match segment.dtype.is_quantized() {
+            true => decode_panel_row(segment.dtype, panel, row % WIDTH, out),
+            false => floats::decode_panel_row(segment.dtype, panel, row % WIDTH, self.n_in, out),
         }
-        let row_bytes = segment.dtype.row_bytes(self.n_in).expect("the tensor has whole blocks");
-        exotherm_tensor::formats::decode(segment.dtype, &bytes[..row_bytes], out);
     }
 }
 
@@ -315,10 +307,9 @@ impl<'a> Packer<'a> {
     pub fn matrix(&mut self, id: MatId) -> Arc<PackedMatrix> {
         let matrix = self.program.matrix(id);
         if matrix.segments.iter().any(|s| !s.dtype().is_quantized()) {
-            match decoded_floats(matrix.n_in) {
-                Some(floats) => self.sizes.decoded = self.sizes.decoded.max(floats),
-                None => self.overflow = true,
-            }
+            // A tile may begin and end within panels.
+            self.need(|s| &mut s.whole, &[TILE + 2 * WIDTH, self.max_rows()]);
+            self.need(|s| &mut s.whole, &[ONE_ROW_TILE + 2 * WIDTH]);
         }
         // Two tiles, for gates and ups.
         self.need(|s| &mut s.tile, &[2, TILE, self.max_rows()]);

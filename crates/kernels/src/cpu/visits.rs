@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::pack::Packer;
-use super::product::Rows;
+use super::rows::Rows;
 
 /// Every lane sorts them for itself: that is cheaper than a barrier.
 pub(crate) struct Visits<'a> {

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::layout::Layout;
 use super::{FloatProduct, RUN};
-use crate::cpu::product::Rows;
+use crate::cpu::rows::Rows;
 use crate::cpu::simd::{Isa, Kernel, WIDTH};
 
 /// Columns that are made floats at a time. Two panels of them fill a third of a first-level cache.

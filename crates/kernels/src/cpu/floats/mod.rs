@@ -16,7 +16,7 @@ mod tests;
 
 use exotherm_tensor::DType;
 
-use super::product::Rows;
+use super::rows::Rows;
 use super::simd::Level;
 use kernels::Products;
 

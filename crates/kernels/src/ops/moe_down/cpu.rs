@@ -45,7 +45,7 @@ impl CpuOp for Step {
                 let from = expert * width + first;
                 let tile = &mut lane.tiles.tile[..rows.len() * n];
                 let x = hidden.picked(0, visits.pairs(expert), lane.gathered);
-                self.down.product(cx.level, from..from + n, x, lane.tiles.decoded, tile);
+                self.down.product(cx.level, from..from + n, x, lane.tiles.whole, tile);
                 for ((&row, &choice), y) in rows.iter().zip(choices).zip(tile.chunks_exact(n)) {
                     let pair = row as usize * top_k + choice as usize;
                     lane.work[pair * n..][..n].copy_from_slice(y);

@@ -45,8 +45,8 @@ impl CpuOp for Step {
                 let (gates, rest) = tile.split_at_mut(rows.len() * n);
                 let ups = &mut rest[..rows.len() * n];
                 let from = expert * self.hidden + first;
-                self.gate.product(cx.level, from..from + n, x, lane.tiles.decoded, gates);
-                self.up.product(cx.level, from..from + n, x, lane.tiles.decoded, ups);
+                self.gate.product(cx.level, from..from + n, x, lane.tiles.whole, gates);
+                self.up.product(cx.level, from..from + n, x, lane.tiles.whole, ups);
                 let products = gates.chunks_exact(n).zip(ups.chunks_exact(n));
                 for ((&row, &choice), (gates, ups)) in rows.iter().zip(choices).zip(products) {
                     let at = choice as usize * self.hidden + first;

@@ -53,8 +53,8 @@ impl Step {
             let (n, ups_part) = (part.len(), part.start + half..part.end + half);
             let (gates, rest) = tiles.tile.split_at_mut(x.len() * n);
             let ups = &mut rest[..x.len() * n];
-            self.weight.product(cx.level, part.clone(), x, tiles.decoded, gates);
-            self.weight.product(cx.level, ups_part, x, tiles.decoded, ups);
+            self.weight.product(cx.level, part.clone(), x, tiles.whole, gates);
+            self.weight.product(cx.level, ups_part, x, tiles.whole, ups);
             for (row, (gates, ups)) in gates.chunks_exact_mut(n).zip(ups.chunks_exact_mut(n)).enumerate() {
                 add(gates, bias, first);
                 add(ups, bias, first + half);
