@@ -42,7 +42,7 @@ fn group_rows(rows: usize) -> usize {
 
 /// Rows that `rows` rows take up, those included that only fill a group.
 pub(super) fn room_for(rows: usize) -> usize {
-    rows / GROUP * GROUP + group_rows(rows % GROUP)
+    (rows / GROUP * GROUP).saturating_add(group_rows(rows % GROUP))
 }
 
 /// Rows of integers of one width.
@@ -162,15 +162,20 @@ fn quantized(x: &[f32; UNIT]) -> [u32; LINES] {
         let v = if v > -127.0 { v } else { -127.0 };
         *code = (v + NO_FRACTION).to_bits().wrapping_sub(NO_FRACTION.to_bits()) as i32;
     }
+    let mut bytes = [0u8; UNIT];
+    for (byte, code) in bytes.iter_mut().zip(&codes) {
+        *byte = *code as u8;
+    }
     let mut words = [0; LINES];
-    for (word, codes) in words.iter_mut().zip(codes.as_chunks::<4>().0) {
-        let byte = |i: usize| (codes[i] as u32 & 255) << (8 * i);
-        *word = byte(0) | byte(1) | byte(2) | byte(3);
+    for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *word = u32::from_le_bytes(*bytes);
     }
     let scale = largest / 127.0;
     let mut sums = [0; 2];
-    for (i, code) in codes.iter().enumerate() {
-        sums[i / (UNIT / 2)] += code;
+    for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<{ UNIT / 2 }>().0) {
+        for code in codes {
+            *sum += code;
+        }
     }
     let sum = sums[0] + sums[1];
     words[SCALE] = scale.to_bits();
