@@ -1,9 +1,10 @@
-//! Products of the CPU backend, of every type and many widths, against sums in f64; and the same bits whatever the
-//! number of rows or threads.
+//! Products of the CPU backend, of every type and many widths, against sums in f64 (of rounded activations where the
+//! weights are quantized); and the same bits whatever the number of rows or threads.
 
 use exotherm_kernels::conformance::data::Numbers;
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::ops::LinearResidual;
+use exotherm_kernels::rounding::{INT8_BLOCK, Rounding, rounded};
 use exotherm_kernels::{Backend, Batch, Buf, Executor, KvType, Limits, Place, Program, ProgramBuilder};
 use exotherm_tensor::{DType, Tensor};
 
@@ -13,6 +14,8 @@ struct Projection {
     x: Buf,
     out: Buf,
     weights: Vec<f32>,
+    /// The type of every output's weights.
+    types: Vec<DType>,
     n_in: usize,
     n_out: usize,
 }
@@ -21,12 +24,13 @@ impl Projection {
     fn new(segments: Vec<Tensor>) -> Projection {
         let (n_in, n_out) = (segments[0].n_in(), segments.iter().map(Tensor::n_rows).sum());
         let weights = segments.iter().flat_map(Tensor::to_f32).collect();
+        let types = segments.iter().flat_map(|s| vec![s.dtype(); s.n_rows()]).collect();
         let mut b = ProgramBuilder::new();
         let (x, out) = (b.buffer("x", n_in), b.buffer("out", n_out));
         let weight = b.matrix("weight", segments);
         b.push(LinearResidual { x, weight, bias: None, post_norm: None, residual: out });
         let logits = b.logits_buffer(1);
-        Projection { program: b.finish(logits, 1), x, out, weights, n_in, n_out }
+        Projection { program: b.finish(logits, 1), x, out, weights, types, n_in, n_out }
     }
 
     fn executor(&self, threads: usize, rows: usize) -> Box<dyn Executor> {
@@ -53,6 +57,8 @@ impl Projection {
         for (i, &have) in alone.iter().enumerate() {
             let (row, column) = (i / self.n_out, i % self.n_out);
             let x = &x[row * self.n_in..][..self.n_in];
+            let is_quantized = self.types[column].is_quantized();
+            let x = rounded(if is_quantized { Rounding::Int8 } else { Rounding::None }, x);
             let products = x.iter().zip(&self.weights[column * self.n_in..]);
             let (mut want, mut magnitude) = (0.0, 0.0);
             products.map(|(&x, &w)| f64::from(x) * f64::from(w)).for_each(|p| {
@@ -60,8 +66,13 @@ impl Projection {
                 magnitude += p.abs();
             });
             // Every product passes through no more than these roundings, each of half a unit in the last place.
-            let roundings = (self.n_in.min(64) + self.n_in.div_ceil(64) + 1) as f64;
-            let allowed = magnitude * roundings * f64::from(f32::EPSILON) / 2.0 + 1e-30;
+            // Quantized weights make a block's part of two, a scale's and a minimum's: four roundings for each half
+            // block, and the parts may be some times as large as their sum.
+            let (roundings, parts) = match is_quantized {
+                true => (8 * self.n_in.div_ceil(INT8_BLOCK) + 5, 8.0),
+                false => (self.n_in.min(64) + self.n_in.div_ceil(64) + 1, 1.0),
+            };
+            let allowed = parts * magnitude * roundings as f64 * f64::from(f32::EPSILON) / 2.0 + 1e-30;
             assert!((f64::from(have) - want).abs() <= allowed, "{what}: {have} is not {want} ({allowed:e})");
         }
         let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();

@@ -173,16 +173,14 @@ fn rows<I: ByteIsa, const T: u8, const R: usize, const N: usize>(
             }
         }
     }
-    for r in 0..N {
-        if r < place.used {
-            let to = &mut place.out[r * place.stride..];
-            if place.n == WIDTH {
-                f.store_at(acc[r], &mut to[..WIDTH], 0);
-            } else {
-                let mut products = [0.0; WIDTH];
-                f.store(acc[r], &mut products);
-                to[..place.n].copy_from_slice(&products[place.skip..place.skip + place.n]);
-            }
+    for (r, acc) in acc.iter().enumerate().take(place.used) {
+        let to = &mut place.out[r * place.stride..];
+        if place.n == WIDTH {
+            f.store_at(*acc, &mut to[..WIDTH], 0);
+        } else {
+            let mut products = [0.0; WIDTH];
+            f.store(*acc, &mut products);
+            to[..place.n].copy_from_slice(&products[place.skip..place.skip + place.n]);
         }
     }
 }
@@ -360,8 +358,8 @@ fn codes_of<I: ByteIsa, const T: u8>(isa: I, planes: &[u8]) -> [I::Bytes; 8] {
     if layout.bits {
         let eight = isa.load_bytes(&vectors[next]);
         let place = if layout.nibbles { 4 } else { 2 };
-        for k in 0..8 {
-            codes[k] = isa.or(codes[k], isa.field(eight, k as i32 - place, 1 << place));
+        for (k, codes) in codes.iter_mut().enumerate() {
+            *codes = isa.or(*codes, isa.field(eight, k as i32 - place, 1 << place));
         }
     }
     codes

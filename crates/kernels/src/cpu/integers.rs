@@ -14,7 +14,7 @@
 //! | 15 | nothing |
 
 use super::panels::UNIT;
-use super::simd::{Isa, Kernel, Level};
+use super::simd::{Isa, Kernel, Level, WIDTH};
 use crate::rounding::NOTHING;
 
 /// Lines of a unit.
@@ -42,7 +42,7 @@ fn group_rows(rows: usize) -> usize {
 
 /// Rows that `rows` rows take up, those included that only fill a group.
 pub(super) fn room_for(rows: usize) -> usize {
-    rows / GROUP * GROUP + group_rows(rows % GROUP)
+    (rows / GROUP * GROUP).saturating_add(group_rows(rows % GROUP))
 }
 
 /// Rows of integers of one width.
@@ -130,48 +130,44 @@ impl Kernel for Quantize<'_> {
     type Out = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self, _isa: I) {
-        let units = self.group.chunks_exact_mut(LINES * self.members);
-        for (x, unit) in self.x.as_chunks::<UNIT>().0.iter().zip(units) {
-            let words = quantized(x);
-            let mut at = self.member;
-            for word in &words[..LINES - 1] {
-                unit[at] = *word;
-                at += self.members;
-            }
+    fn run<I: Isa>(self, isa: I) {
+        match self.members {
+            1 => put::<I, 1>(isa, self.x, self.group, self.member),
+            4 => put::<I, 4>(isa, self.x, self.group, self.member),
+            _ => put::<I, GROUP>(isa, self.x, self.group, self.member),
+        }
+    }
+}
+
+#[inline(always)]
+fn put<I: Isa, const R: usize>(isa: I, x: &[f32], group: &mut [u32], member: usize) {
+    assert!(member < R);
+    let units = group.as_chunks_mut::<R>().0.as_chunks_mut::<LINES>().0;
+    for (x, unit) in x.as_chunks::<UNIT>().0.iter().zip(units) {
+        let words = quantized(isa, x);
+        for (line, word) in unit.iter_mut().zip(&words[..LINES - 1]) {
+            line[member] = *word;
         }
     }
 }
 
 /// The words of a unit of one row.
 #[inline(always)]
-fn quantized(x: &[f32; UNIT]) -> [u32; LINES] {
-    // Adding it leaves the nearest integer, the even one of two, in the lowest bits.
-    const NO_FRACTION: f32 = 12_582_912.0; // 1.5 · 2^23
+fn quantized<I: Isa>(isa: I, x: &[f32; UNIT]) -> [u32; LINES] {
     // Without their signs floats are ordered as their bits are.
     let mut largest = 0;
     for v in x {
         largest = largest.max(v.to_bits() & 0x7fff_ffff);
     }
     let largest = f32::from_bits(largest);
-    let inverse = if largest > NOTHING { 127.0 / largest } else { 0.0 };
-    let mut codes = [0i32; UNIT];
-    for (code, v) in codes.iter_mut().zip(x) {
-        let v = v * inverse;
-        let v = if v < 127.0 { v } else { 127.0 };
-        let v = if v > -127.0 { v } else { -127.0 };
-        *code = (v + NO_FRACTION).to_bits().wrapping_sub(NO_FRACTION.to_bits()) as i32;
-    }
-    let mut words = [0; LINES];
-    for (word, codes) in words.iter_mut().zip(codes.as_chunks::<4>().0) {
-        let byte = |i: usize| (codes[i] as u32 & 255) << (8 * i);
-        *word = byte(0) | byte(1) | byte(2) | byte(3);
+    let inverse = isa.splat(if largest > NOTHING { 127.0 / largest } else { 0.0 });
+    let (mut words, mut sums) = ([0; LINES], [0; 2]);
+    for (half, x) in x.as_chunks::<WIDTH>().0.iter().enumerate() {
+        let (quads, sum) = isa.rounded(isa.mul(isa.load(x), inverse));
+        words[4 * half..4 * half + 4].copy_from_slice(&quads);
+        sums[half] = sum;
     }
     let scale = largest / 127.0;
-    let mut sums = [0; 2];
-    for (i, code) in codes.iter().enumerate() {
-        sums[i / (UNIT / 2)] += code;
-    }
     let sum = sums[0] + sums[1];
     words[SCALE] = scale.to_bits();
     words[SUM] = (-8 * sum) as u32;

@@ -45,6 +45,9 @@ pub(crate) trait Isa: Copy {
     /// The low halves and the high halves of sixteen words.
     fn bf16_pairs_to_floats(self, pairs: &[u32; WIDTH]) -> [Self::V; 2];
     fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V;
+    /// The nearest integers (the even one of two) of values of about −127 to 127 as bytes, four to a word, and their sum.
+    /// What is no such value gives something unspecified.
+    fn rounded(self, v: Self::V) -> ([u32; 4], i32);
 
     /// The larger of each pair of lanes; that of `b` where one is no number.
     #[inline(always)]
@@ -260,6 +263,12 @@ mod tests {
             }
             let bytes: [u8; WIDTH] = std::array::from_fn(|i| (i * 37 + 200) as u8);
             assert_eq!(values(isa.i8s_to_floats(&bytes)), bytes.map(|b| f32::from(b as i8)));
+            let near: [f32; WIDTH] =
+                std::array::from_fn(|i| i as f32 * 16.5 - 123.75 + if i == 3 { 0.25 } else { 0.0 });
+            let codes = near.map(|v| v.round_ties_even() as i8);
+            let (words, sum) = isa.rounded(isa.load(&near));
+            assert_eq!(words.map(u32::to_le_bytes).as_flattened(), codes.map(|c| c as u8));
+            assert_eq!(sum, codes.iter().map(|&c| i32::from(c)).sum::<i32>());
             let terms: [f32; WIDTH] =
                 std::array::from_fn(|i| (i as f32 * 1.7).sin() * 10f32.powi(i as i32 % 5));
             let mut tree = terms.to_vec();

@@ -76,6 +76,15 @@ impl Isa for Scalar {
     fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V {
         bytes.map(|b| f32::from(b as i8))
     }
+
+    #[inline(always)]
+    fn rounded(self, v: Self::V) -> ([u32; 4], i32) {
+        // Adding it leaves the nearest integer in the lowest bits.
+        const NO_FRACTION: f32 = 12_582_912.0; // 1.5 · 2^23
+        let codes = v.map(|v| (v + NO_FRACTION).to_bits().wrapping_sub(NO_FRACTION.to_bits()) as i8);
+        let word = |i: usize| u32::from_le_bytes(std::array::from_fn(|b| codes[4 * i + b] as u8));
+        (std::array::from_fn(word), codes.iter().map(|&code| i32::from(code)).sum())
+    }
 }
 
 impl ByteIsa for Scalar {

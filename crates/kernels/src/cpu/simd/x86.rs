@@ -256,6 +256,23 @@ impl Isa for Avx2 {
             [low, high].map(|half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(half.cast()))))
         }
     }
+
+    #[inline(always)]
+    fn rounded(self, v: Self::V) -> ([u32; 4], i32) {
+        // SAFETY: `self` was made by `detect`; the words have sixteen bytes.
+        unsafe {
+            let (low, high) = (_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+            // Halves of the two come in turn.
+            let pairs = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+            let mut words = [0; 4];
+            _mm_storeu_si128(words.as_mut_ptr().cast(), bytes);
+            let eight = _mm256_add_epi32(low, high);
+            let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b11_10_11_10>(four));
+            (words, _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two))))
+        }
+    }
 }
 
 impl Isa for Avx512 {
@@ -382,5 +399,16 @@ impl Isa for Avx512 {
     fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V {
         // SAFETY: `self` was made by `detect`; the pointer has sixteen bytes.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn rounded(self, v: Self::V) -> ([u32; 4], i32) {
+        // SAFETY: `self` was made by `detect`; the words have sixteen bytes.
+        unsafe {
+            let codes = _mm512_cvtps_epi32(v);
+            let mut words = [0; 4];
+            _mm_storeu_si128(words.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(codes));
+            (words, _mm512_reduce_add_epi32(codes))
+        }
     }
 }

@@ -1,7 +1,10 @@
 use std::sync::Arc;
 
 use super::MoeDown;
-use crate::cpu::{CpuOp, Ctx, Input, Lane, PackedMatrix, Packer, Prepared, Visits, tile};
+use crate::cpu::{CpuOp, Ctx, Input, Lane, PackedMatrix, Packer, Prepared, Visits};
+
+/// Columns made at a time: many, because for each time the rows of every expert are gathered anew.
+const COLUMNS: usize = 256;
 
 struct Step {
     op: MoeDown,
@@ -11,8 +14,8 @@ struct Step {
 
 pub(crate) fn prepare(op: &MoeDown, packer: &mut Packer) -> Prepared {
     Visits::need(packer, op.experts, op.top_k);
-    packer.need(|s| &mut s.work, &[tile(packer.max_rows()), op.top_k, packer.max_rows()]);
-    packer.need(|s| &mut s.work, &[tile(1), op.top_k]);
+    packer.need(|s| &mut s.tile, &[COLUMNS, packer.max_rows()]);
+    packer.need(|s| &mut s.work, &[COLUMNS, op.top_k, packer.max_rows()]);
     let input = Input::picked(op.hidden, op.top_k, &[op.down], packer);
     Ok(Box::new(Step { op: op.clone(), input, down: packer.matrix(op.down) }))
 }
@@ -33,10 +36,9 @@ impl CpuOp for Step {
         let routes = unsafe { cx.rows(self.op.routes) };
         // The hidden rows of all choices, one after another.
         let hidden = self.input.view(cx, lane.normed, lane.ints);
-        let step = tile(cx.batch.rows());
         let visits = Visits::sorted(routes, top_k, self.op.experts, lane.words);
-        for first in columns.clone().step_by(step) {
-            let n = step.min(columns.end - first);
+        for first in columns.clone().step_by(COLUMNS) {
+            let n = COLUMNS.min(columns.end - first);
             for expert in 0..self.op.experts {
                 let (rows, choices) = visits.of(expert);
                 if rows.is_empty() {
