@@ -149,17 +149,35 @@ impl PartOf<'_> {
     }
 }
 
+/// The smaller of a score and one of these is the score or nothing: nothing before the second vector and after the
+/// third.
+const BOUNDS: [f32; 4 * WIDTH] = {
+    let mut bounds = [f32::INFINITY; 4 * WIDTH];
+    let mut i = 0;
+    while i < WIDTH {
+        bounds[i] = f32::NEG_INFINITY;
+        bounds[3 * WIDTH + i] = f32::NEG_INFINITY;
+        i += 1;
+    }
+    bounds
+};
+
 /// Makes weights of a step's scores, relative to the largest score so far, and brings the state to it.
 #[inline(always)]
 fn soften<I: Isa>(isa: I, scores: &mut [f32; STEP], seen: Range<usize>, cap: Option<f32>, state: &mut [f32]) {
     if let Some(cap) = cap {
         scores.iter_mut().for_each(|score| *score = cap * tanh(*score / cap) * LOG2_E);
     }
-    if seen.len() < STEP {
-        scores[..seen.start].fill(f32::NEG_INFINITY);
-        scores[seen.end..].fill(f32::NEG_INFINITY);
-    }
     let vectors = scores.as_chunks_mut::<WIDTH>().0;
+    if seen.len() < STEP {
+        // With whole vectors, because a load soon after narrower stores waits for them.
+        for (i, vector) in vectors.iter_mut().enumerate() {
+            let [start, end] = [seen.start, seen.end].map(|bound| bound.saturating_sub(i * WIDTH).min(WIDTH));
+            let after_start = isa.load_at(&BOUNDS, WIDTH - start);
+            let before_end = isa.load_at(&BOUNDS, 3 * WIDTH - end);
+            isa.store(isa.min(isa.min(isa.load(vector), after_start), before_end), vector);
+        }
+    }
     let mut largest = isa.load(&vectors[0]);
     for vector in &vectors[1..] {
         largest = isa.max(largest, isa.load(vector));
