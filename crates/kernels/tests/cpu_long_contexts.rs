@@ -74,7 +74,8 @@ impl Work {
         }
         let mut results: Vec<Vec<Vec<f32>>> = lengths.iter().map(|&n| vec![Vec::new(); n]).collect();
         for step in steps {
-            let pieces = || step.iter().flat_map(|&(s, start, rows)| (start..start + rows).map(move |p| (s, p)));
+            let pieces =
+                || step.iter().flat_map(|&(s, start, rows)| (start..start + rows).map(move |p| (s, p)));
             let input: Vec<f32> = pieces().flat_map(|(s, p)| self.inputs[s][p].iter().copied()).collect();
             let batch = places.batch(step, |_, _| 0);
             executor.write(Place::Buffer(self.qkv), &input);
@@ -127,7 +128,13 @@ impl Work {
                 let p = (0..alone[s].len()).find(|&p| bits(&alone[s][p]) != bits(&chunked[s][p]))?;
                 Some((s, p))
             });
-            assert_eq!(differs, None, "{:?} in chunks of {rows} on {} threads", self.model, backend.threads());
+            assert_eq!(
+                differs,
+                None,
+                "{:?} in chunks of {rows} on {} threads",
+                self.model,
+                backend.threads()
+            );
         }
         let last = self.run(&backends[2], &self.alone());
         assert!(alone.iter().flatten().map(|r| bits(r)).eq(last.iter().flatten().map(|r| bits(r))));

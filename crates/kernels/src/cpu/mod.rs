@@ -23,7 +23,7 @@ use crate::program::{Buf, KvId, Program, RecId, Rows};
 
 pub(crate) use clock::{Clock, Part};
 pub(crate) use context::{CpuOp, Ctx, Lane, Prepared};
-pub(crate) use kv::{Cells, KvPool, Stored, padded};
+pub(crate) use kv::{Cells, KvPool, Stored, padded, prefetch};
 pub(crate) use memory::Shared;
 pub(crate) use normed::NormedInput;
 pub(crate) use pack::{PackedMatrix, Packer, TILE, Table, Tiles, overlap, share};

@@ -109,12 +109,13 @@ impl PartOf<'_> {
         let is_direct = E::IS_FLOAT || tile.len() <= DIRECT;
 
         let stored_keys = stored(self, keys.0, keys.1, from, blocks.clone());
+        let stored_values = stored(self, values.0, values.1, from, blocks.clone());
         let scores = &mut self.scores[tile.clone()];
         if is_direct {
-            score(isa, queries, dim, &stored_keys, blocks.clone(), scores);
+            score(isa, queries, dim, [&stored_keys, &stored_values], blocks.clone(), scores);
         } else {
             let floats = converted(isa, &stored_keys, blocks.clone(), self.floats);
-            score(isa, queries, dim, &floats, blocks.clone(), scores);
+            score(isa, queries, dim, [&floats, &floats], blocks.clone(), scores);
         }
         self.clock.lap(Part::Scores);
 
@@ -127,7 +128,8 @@ impl PartOf<'_> {
         }
         self.clock.lap(Part::Softmax);
 
-        let stored_values = stored(self, values.0, values.1, from, blocks.clone());
+        let blocks_left = (unit.position(unit.rows - 1) / BLOCK + 1).saturating_sub((from + STEP) / BLOCK);
+        let next_keys = stored(self, keys.0, keys.1, from + STEP, 0..blocks_left.min(BLOCKS));
         // Rows that see everything are one group; else each has its own bounds.
         let at_once = if unit.all_see(&rows, from) { rows.len() } else { 1 };
         let floats = match is_direct {
@@ -140,9 +142,9 @@ impl PartOf<'_> {
             let weights = &self.scores[queries.clone()];
             let states = &mut self.states[queries.start * stride..queries.end * stride];
             if is_direct {
-                add_values(isa, weights, &stored_values, seen, padded, states);
+                add_values(isa, weights, [&stored_values, &next_keys], seen, padded, states);
             } else {
-                add_values(isa, weights, &floats, seen, padded, states);
+                add_values(isa, weights, [&floats, &floats], seen, padded, states);
             }
         }
         self.clock.lap(Part::Values);
