@@ -30,18 +30,16 @@ pub(crate) fn exp(x: f32) -> f32 {
 /// Coefficients of r^0, r^1, … in 2^r for r in -0.5..=0.5, good to one part in 10^8.
 pub(super) const EXP2: [f32; 7] =
     [1.0, std::f32::consts::LN_2, 0.240_226_5, 0.055_503_57, 9.618_083e-3, 1.339_086_3e-3, 1.545_316_3e-4];
-/// Powers below are 0 and powers above infinite.
-pub(super) const EXP2_LOWEST: f32 = -151.0;
-pub(super) const EXP2_HIGHEST: f32 = 129.0;
+/// Powers below are 0 (they would be no normal numbers, which are slow to make).
+pub(super) const EXP2_LOWEST: f32 = -126.0;
 
-/// 2^x to about one part in 10^7; 0 far below, infinite far above.
+/// 2^x to about one part in 10^7 for x up to 127; 0 far below.
 #[inline(always)]
 pub(crate) fn exp2(x: f32) -> f32 {
-    let x = if x < EXP2_LOWEST { EXP2_LOWEST } else { x };
-    let x = if x > EXP2_HIGHEST { EXP2_HIGHEST } else { x };
+    let is_small = x < EXP2_LOWEST;
+    let x = if is_small { EXP2_LOWEST } else { x };
     let shifted = x + NO_FRACTION;
-    let n = shifted - NO_FRACTION;
-    let r = x - n;
+    let r = x - (shifted - NO_FRACTION);
     let mut p = EXP2[EXP2.len() - 1];
     let mut i = EXP2.len() - 1;
     while i > 0 {
@@ -49,8 +47,7 @@ pub(crate) fn exp2(x: f32) -> f32 {
         p = p * r + EXP2[i];
     }
     let power = shifted.to_bits().wrapping_sub(NO_FRACTION.to_bits()) as i32;
-    let half = power >> 1;
-    p * power_of_two(half) * power_of_two(power - half)
+    if is_small { 0.0 } else { p * power_of_two(power) }
 }
 
 #[inline(always)]

@@ -34,7 +34,7 @@ pub use measure::Speed;
 pub(crate) use clock::{Clock, Part};
 pub(crate) use context::{CpuOp, Ctx, Lane, Prepared};
 pub(crate) use input::{Input, Operand};
-pub(crate) use kv::{Cells, KvPool, Stored, padded};
+pub(crate) use kv::{Cells, KvPool, Stored, padded, prefetch};
 pub(crate) use memory::Shared;
 pub(crate) use pack::{PackedMatrix, Packer, Table, Tiles, overlap, share, tile};
 pub(crate) use rows::Rows as InputRows;

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Isa, Kernel, WIDTH};
-use crate::cpu::math::{EXP2, EXP2_HIGHEST, EXP2_LOWEST};
+use crate::cpu::math::{EXP2, EXP2_LOWEST};
 
 /// Made by `detect` alone, so that who has one may use the instructions.
 #[derive(Clone, Copy)]
@@ -95,20 +95,18 @@ fn largest_of_eight(v: __m256) -> f32 {
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn exp2_of_eight(x: __m256) -> __m256 {
-    let x = _mm256_max_ps(_mm256_set1_ps(EXP2_LOWEST), x);
-    let x = _mm256_min_ps(_mm256_set1_ps(EXP2_HIGHEST), x);
+    let lowest = _mm256_set1_ps(EXP2_LOWEST);
+    let is_large = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, lowest);
+    let x = _mm256_max_ps(lowest, x);
     let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
     let r = _mm256_sub_ps(x, n);
     let mut p = _mm256_set1_ps(EXP2[EXP2.len() - 1]);
     for &c in EXP2[..EXP2.len() - 1].iter().rev() {
         p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
     }
-    let power = _mm256_cvtps_epi32(n);
-    let half = _mm256_srai_epi32::<1>(power);
-    let bias = _mm256_set1_epi32(127);
-    let first = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
-    let second = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(power, half), bias));
-    _mm256_mul_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second))
+    let power = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    let power = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(power));
+    _mm256_and_ps(_mm256_mul_ps(p, power), is_large)
 }
 
 impl Isa for Avx2 {
@@ -172,6 +170,12 @@ impl Isa for Avx2 {
     fn max(self, a: Self::V, b: Self::V) -> Self::V {
         // SAFETY: `self` was made by `detect`.
         unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: `self` was made by `detect`.
+        unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
@@ -334,6 +338,12 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: `self` was made by `detect`.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+
+    #[inline(always)]
     fn largest(self, v: Self::V) -> f32 {
         // SAFETY: `self` was made by `detect`.
         unsafe { largest_of_eight(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
@@ -343,15 +353,16 @@ impl Isa for Avx512 {
     fn exp2(self, v: Self::V) -> Self::V {
         // SAFETY: `self` was made by `detect`.
         unsafe {
-            let x = _mm512_max_ps(_mm512_set1_ps(EXP2_LOWEST), v);
-            let x = _mm512_min_ps(_mm512_set1_ps(EXP2_HIGHEST), x);
+            let lowest = _mm512_set1_ps(EXP2_LOWEST);
+            let is_large = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(v, lowest);
+            let x = _mm512_max_ps(lowest, v);
             let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
             let r = _mm512_sub_ps(x, n);
             let mut p = _mm512_set1_ps(EXP2[EXP2.len() - 1]);
             for &c in EXP2[..EXP2.len() - 1].iter().rev() {
                 p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
             }
-            _mm512_scalef_ps(p, n)
+            _mm512_maskz_scalef_ps(is_large, p, n)
         }
     }
 

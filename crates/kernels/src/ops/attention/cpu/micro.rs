@@ -2,12 +2,14 @@
 //!
 //! A score is a sum over the elements of a head in their order, a weighted sum of values one over the positions in
 //! theirs: how many queries, blocks or columns are done at a time changes no bit.
+//!
+//! What is read as it is stored comes from far away: on the way the part of the cache that is read next is asked for.
 
 use std::ops::Range;
 
 use super::{STEP, state};
 use crate::batch::BLOCK;
-use crate::cpu::{Isa, Stored, WIDTH};
+use crate::cpu::{Isa, Stored, WIDTH, prefetch};
 
 /// Blocks of a step.
 pub(super) const BLOCKS: usize = STEP / BLOCK;
@@ -33,15 +35,17 @@ pub(super) fn score<I: Isa, E: Stored>(
     isa: I,
     queries: &[f32],
     dim: usize,
-    keys: &[&[E]; BLOCKS],
+    [keys, ahead]: [&[&[E]; BLOCKS]; 2],
     blocks: Range<usize>,
     scores: &mut [[f32; STEP]],
 ) {
     let mut at = 0;
     while at < scores.len() {
         let (queries, scores) = (&queries[at * dim..], &mut scores[at..]);
-        at +=
-            few_at_a_time!(scores.len(), score_few::<I, E>(isa, queries, dim, keys, blocks.clone(), scores));
+        at += few_at_a_time!(
+            scores.len(),
+            score_few::<I, E>(isa, queries, dim, [keys, ahead], blocks.clone(), scores)
+        );
     }
 }
 
@@ -50,15 +54,15 @@ fn score_few<I: Isa, E: Stored, const R: usize>(
     isa: I,
     queries: &[f32],
     dim: usize,
-    keys: &[&[E]; BLOCKS],
+    [keys, ahead]: [&[&[E]; BLOCKS]; 2],
     blocks: Range<usize>,
     scores: &mut [[f32; STEP]],
 ) -> usize {
     if I::MANY_REGISTERS && blocks.len() == BLOCKS {
-        score_blocks::<I, E, R, BLOCKS>(isa, queries, dim, keys, 0, scores);
+        score_blocks::<I, E, R, BLOCKS>(isa, queries, dim, [keys, ahead], 0, scores);
     } else {
         for block in blocks {
-            score_blocks::<I, E, R, 1>(isa, queries, dim, keys, block, scores);
+            score_blocks::<I, E, R, 1>(isa, queries, dim, [keys, ahead], block, scores);
         }
     }
     R
@@ -69,7 +73,7 @@ fn score_blocks<I: Isa, E: Stored, const R: usize, const B: usize>(
     isa: I,
     queries: &[f32],
     dim: usize,
-    keys: &[&[E]; BLOCKS],
+    [keys, ahead]: [&[&[E]; BLOCKS]; 2],
     first: usize,
     scores: &mut [[f32; STEP]],
 ) {
@@ -86,6 +90,9 @@ fn score_blocks<I: Isa, E: Stored, const R: usize, const B: usize>(
         let mut k = [isa.zero(); B];
         for b in 0..B {
             k[b] = E::load(isa, &blocks[b][d]);
+            if !E::IS_FLOAT {
+                prefetch(ahead[first + b].as_ptr().wrapping_add(d * WIDTH));
+            }
         }
         for r in 0..R {
             let q = isa.splat(rows[r][d]);
@@ -107,7 +114,7 @@ fn score_blocks<I: Isa, E: Stored, const R: usize, const B: usize>(
 pub(super) fn add_values<I: Isa, E: Stored>(
     isa: I,
     weights: &[[f32; STEP]],
-    values: &[&[E]; BLOCKS],
+    [values, ahead]: [&[&[E]; BLOCKS]; 2],
     seen: Range<usize>,
     padded: usize,
     states: &mut [f32],
@@ -116,7 +123,10 @@ pub(super) fn add_values<I: Isa, E: Stored>(
     while at < weights.len() {
         let (weights, states) = (&weights[at..], &mut states[at * state::floats(padded)..]);
         let left = weights.len();
-        at += few_at_a_time!(left, add_few::<I, E>(isa, weights, values, seen.clone(), padded, states));
+        at += few_at_a_time!(
+            left,
+            add_few::<I, E>(isa, weights, [values, ahead], seen.clone(), padded, states)
+        );
     }
 }
 
@@ -124,7 +134,7 @@ pub(super) fn add_values<I: Isa, E: Stored>(
 fn add_few<I: Isa, E: Stored, const R: usize>(
     isa: I,
     weights: &[[f32; STEP]],
-    values: &[&[E]; BLOCKS],
+    [values, ahead]: [&[&[E]; BLOCKS]; 2],
     seen: Range<usize>,
     padded: usize,
     states: &mut [f32],
@@ -132,11 +142,11 @@ fn add_few<I: Isa, E: Stored, const R: usize>(
     let vectors = padded / WIDTH;
     let mut column = 0;
     while I::MANY_REGISTERS && column + COLUMNS <= vectors {
-        add_columns::<I, E, R, COLUMNS>(isa, weights, values, seen.clone(), column, vectors, states);
+        add_columns::<I, E, R, COLUMNS>(isa, weights, [values, ahead], seen.clone(), column, vectors, states);
         column += COLUMNS;
     }
     for column in column..vectors {
-        add_columns::<I, E, R, 1>(isa, weights, values, seen.clone(), column, vectors, states);
+        add_columns::<I, E, R, 1>(isa, weights, [values, ahead], seen.clone(), column, vectors, states);
     }
     R
 }
@@ -145,7 +155,7 @@ fn add_few<I: Isa, E: Stored, const R: usize>(
 fn add_columns<I: Isa, E: Stored, const R: usize, const C: usize>(
     isa: I,
     weights: &[[f32; STEP]],
-    values: &[&[E]; BLOCKS],
+    [values, ahead]: [&[&[E]; BLOCKS]; 2],
     seen: Range<usize>,
     column: usize,
     vectors: usize,
@@ -160,7 +170,7 @@ fn add_columns<I: Isa, E: Stored, const R: usize, const C: usize>(
             sums[r][c] = isa.load(&states[r * stride + first + c]);
         }
     }
-    for (block, values) in values.iter().enumerate() {
+    for (block, (values, ahead)) in values.iter().zip(ahead).enumerate() {
         let base = block * BLOCK;
         let (from, to) = (seen.start.max(base), seen.end.min(base + BLOCK));
         if from >= to {
@@ -169,6 +179,12 @@ fn add_columns<I: Isa, E: Stored, const R: usize, const C: usize>(
         let rows = &values.as_chunks::<WIDTH>().0[(from - base) * vectors..(to - base) * vectors];
         for (position, row) in (from..to).zip(rows.chunks_exact(vectors)) {
             let row = &row[column..column + C];
+            if !E::IS_FLOAT {
+                let ahead = ahead.as_ptr().wrapping_add(((position - base) * vectors + column) * WIDTH);
+                for line in 0..C.div_ceil(2) {
+                    prefetch(ahead.wrapping_add(line * 2 * WIDTH));
+                }
+            }
             let mut v = [isa.zero(); C];
             for c in 0..C {
                 v[c] = E::load(isa, &row[c]);

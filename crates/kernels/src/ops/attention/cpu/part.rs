@@ -109,12 +109,13 @@ impl PartOf<'_> {
         let is_direct = E::IS_FLOAT || tile.len() <= DIRECT;
 
         let stored_keys = stored(self, keys.0, keys.1, from, blocks.clone());
+        let stored_values = stored(self, values.0, values.1, from, blocks.clone());
         let scores = &mut self.scores[tile.clone()];
         if is_direct {
-            score(isa, queries, dim, &stored_keys, blocks.clone(), scores);
+            score(isa, queries, dim, [&stored_keys, &stored_values], blocks.clone(), scores);
         } else {
             let floats = converted(isa, &stored_keys, blocks.clone(), self.floats);
-            score(isa, queries, dim, &floats, blocks.clone(), scores);
+            score(isa, queries, dim, [&floats, &floats], blocks.clone(), scores);
         }
         self.clock.lap(Part::Scores);
 
@@ -127,7 +128,8 @@ impl PartOf<'_> {
         }
         self.clock.lap(Part::Softmax);
 
-        let stored_values = stored(self, values.0, values.1, from, blocks.clone());
+        let blocks_left = (unit.position(unit.rows - 1) / BLOCK + 1).saturating_sub((from + STEP) / BLOCK);
+        let next_keys = stored(self, keys.0, keys.1, from + STEP, 0..blocks_left.min(BLOCKS));
         // Rows that see everything are one group; else each has its own bounds.
         let at_once = if unit.all_see(&rows, from) { rows.len() } else { 1 };
         let floats = match is_direct {
@@ -140,14 +142,27 @@ impl PartOf<'_> {
             let weights = &self.scores[queries.clone()];
             let states = &mut self.states[queries.start * stride..queries.end * stride];
             if is_direct {
-                add_values(isa, weights, &stored_values, seen, padded, states);
+                add_values(isa, weights, [&stored_values, &next_keys], seen, padded, states);
             } else {
-                add_values(isa, weights, &floats, seen, padded, states);
+                add_values(isa, weights, [&floats, &floats], seen, padded, states);
             }
         }
         self.clock.lap(Part::Values);
     }
 }
+
+/// The smaller of a score and one of these is the score or nothing: nothing before the second vector and after the
+/// third.
+const BOUNDS: [f32; 4 * WIDTH] = {
+    let mut bounds = [f32::INFINITY; 4 * WIDTH];
+    let mut i = 0;
+    while i < WIDTH {
+        bounds[i] = f32::NEG_INFINITY;
+        bounds[3 * WIDTH + i] = f32::NEG_INFINITY;
+        i += 1;
+    }
+    bounds
+};
 
 /// Makes weights of a step's scores, relative to the largest score so far, and brings the state to it.
 #[inline(always)]
@@ -155,11 +170,16 @@ fn soften<I: Isa>(isa: I, scores: &mut [f32; STEP], seen: Range<usize>, cap: Opt
     if let Some(cap) = cap {
         scores.iter_mut().for_each(|score| *score = cap * tanh(*score / cap) * LOG2_E);
     }
-    if seen.len() < STEP {
-        scores[..seen.start].fill(f32::NEG_INFINITY);
-        scores[seen.end..].fill(f32::NEG_INFINITY);
-    }
     let vectors = scores.as_chunks_mut::<WIDTH>().0;
+    if seen.len() < STEP {
+        // With whole vectors, because a load soon after narrower stores waits for them.
+        for (i, vector) in vectors.iter_mut().enumerate() {
+            let [start, end] = [seen.start, seen.end].map(|bound| bound.saturating_sub(i * WIDTH).min(WIDTH));
+            let after_start = isa.load_at(&BOUNDS, WIDTH - start);
+            let before_end = isa.load_at(&BOUNDS, 3 * WIDTH - end);
+            isa.store(isa.min(isa.min(isa.load(vector), after_start), before_end), vector);
+        }
+    }
     let mut largest = isa.load(&vectors[0]);
     for vector in &vectors[1..] {
         largest = isa.max(largest, isa.load(vector));

@@ -36,6 +36,9 @@ pub(super) fn power<I: Isa>(isa: I, x: f32) -> (I::V, f32) {
 /// Adds a state of later positions.
 #[inline(always)]
 pub(super) fn merge<I: Isa>(isa: I, total: &mut [f32], part: &[f32]) {
+    if total[LARGEST] == f32::NEG_INFINITY {
+        return total.copy_from_slice(part);
+    }
     let largest = larger(total[LARGEST], part[LARGEST]);
     let (old, old_scalar) = power(isa, total[LARGEST] - largest);
     let (new, new_scalar) = power(isa, part[LARGEST] - largest);
