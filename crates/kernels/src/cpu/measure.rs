@@ -7,7 +7,7 @@ use super::memory::Shared;
 use super::pack::share;
 use super::simd::{Isa, Kernel, WIDTH};
 use super::team::Team;
-use super::{CpuBackend, dots};
+use super::{CpuBackend, byte_units};
 use crate::backend::BackendError;
 
 /// Of several rounds, per second: bytes, or operations.
@@ -57,7 +57,9 @@ impl CpuBackend {
     /// Products and sums of small integers that all threads make, at the level's best.
     pub fn integer_speed(&self, time: Duration) -> Result<Speed, BackendError> {
         let level = self.level;
-        Ok(units(&*self.team()?, time, dots::ops_per_turn(level), &|turns| dots::run(level, turns)))
+        Ok(units(&*self.team()?, time, byte_units::ops_per_turn(level), &|turns| {
+            byte_units::run(level, turns)
+        }))
     }
 
     /// Products and sums of floats that all threads make, fused where the level can.

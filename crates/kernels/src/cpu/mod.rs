@@ -1,8 +1,8 @@
 //! The CPU backend: one persistent team of threads walks the whole program, with a barrier after every stage.
 
+mod byte_units;
 mod clock;
 mod context;
-mod dots;
 mod formats;
 mod math;
 mod measure;

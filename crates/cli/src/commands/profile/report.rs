@@ -252,16 +252,16 @@ fn machine_text(machine: &Machine, weight_bytes: usize) -> String {
     let giga = |speed: f64| format!("{:.1}", speed / 1e9);
     let read = |s: Speed| format!("{} ({})", giga(s.best), giga(s.median));
     let mut text = format!(
-        "memory read, best (median): {} GB/s before, {} after",
+        "memory read, best (median): {} GB/s before, {} GB/s after\n",
         read(machine.before),
         read(machine.after)
     );
     if let Some(weights) = machine.weights {
-        text +=
-            &format!("; a buffer of {}B like the weights: {}", amount(weight_bytes as u64), read(weights));
+        let size = amount(weight_bytes as u64);
+        text += &format!("a buffer as large as the weights ({size}B) is read at {} GB/s\n", read(weights));
     }
     text += &format!(
-        "\nlimits: memory {} GB/s, integers {} GOP/s, floats {} GFLOP/s\n",
+        "limits: memory {} GB/s, integers {} GOP/s, floats {} GFLOP/s\n",
         giga(machine.read().best),
         giga(machine.limits.integer.best),
         giga(machine.limits.float.best),
