@@ -78,8 +78,8 @@ mod x86 {
             *vector = unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) };
         }
         for _ in 0..turns {
-            // Products that do not change would be computed once.
-            factor = _mm256_xor_si256(factor, step);
+            // Products that do not change, or come again soon, would be computed once.
+            factor = _mm256_add_epi8(factor, step);
             for c in 0..AVX2_CHAINS {
                 let products = _mm256_madd_epi16(_mm256_maddubs_epi16(loaded[c], factor), ones);
                 sums[c] = _mm256_add_epi32(sums[c], products);
@@ -107,8 +107,8 @@ mod x86 {
                 }
                 for _ in 0..turns {
                     for f in 0..FACTORS {
-                        // Products that do not change would be computed once.
-                        changing[f] = _mm512_xor_si512(changing[f], step);
+                        // Products that do not change, or come again soon, would be computed once.
+                        changing[f] = _mm512_add_epi8(changing[f], step);
                         for c in 0..CODES {
                             let ($sum, $codes, $factor) = (sums[f][c], loaded[c], changing[f]);
                             sums[f][c] = $dot;
