@@ -31,6 +31,9 @@ use report::Report;
 /// `float units`; `caches`, if the bytes came faster than memory is read; `cache/latency`, if the op is at less than a
 /// third of either and something else holds it up. The limits are those that `exotherm devices --measure` finds; the
 /// speed of memory is measured again before and after the run. A profiled run is slower than others by its clocks.
+///
+/// With RUST_LOG=exotherm=trace in the environment this and every other command that runs a model print on stderr, for
+/// each layer and step, what the parts of attention take.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

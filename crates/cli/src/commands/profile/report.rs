@@ -14,6 +14,9 @@ const NEAR: f64 = 1.0 / 3.0;
 /// Bytes that come so much faster than memory is read do not come from memory.
 const FASTER: f64 = 1.05;
 
+const HEAD: [&str; 10] =
+    ["OP", "CALLS", "TIME ms", "SHARE", "BYTES", "GB/s", "OPS", "GOP/s", "LIMIT", "BINDS"];
+
 pub struct Report<'a> {
     pub args: &'a Args,
     pub info: &'a ModelInfo,
@@ -128,8 +131,10 @@ impl Report<'_> {
 
     fn phase_text(&self, phase: &Phase) -> String {
         let seconds = phase.nanos as f64 / 1e9;
-        let head = ["OP", "CALLS", "TIME ms", "SHARE", "BYTES", "GB/s", "OPS", "GOP/s", "LIMIT", "BINDS"];
-        let mut cells = vec![head.map(String::from).to_vec()];
+        let mut cells = vec![HEAD.map(String::from).to_vec()];
+        if self.machine.is_none() {
+            cells[0].truncate(HEAD.len() - 2);
+        }
         let rows = if self.args.per_op { self.ops(phase) } else { self.kinds(phase) };
         cells.extend(rows.iter().map(|row| self.cells(row, phase)));
         let time = |name: &str, nanos: f64| {
@@ -252,16 +257,16 @@ fn machine_text(machine: &Machine, weight_bytes: usize) -> String {
     let giga = |speed: f64| format!("{:.1}", speed / 1e9);
     let read = |s: Speed| format!("{} ({})", giga(s.best), giga(s.median));
     let mut text = format!(
-        "memory read, best (median): {} GB/s before, {} after",
+        "memory read, best (median): {} GB/s before, {} GB/s after\n",
         read(machine.before),
         read(machine.after)
     );
     if let Some(weights) = machine.weights {
-        text +=
-            &format!("; a buffer of {}B like the weights: {}", amount(weight_bytes as u64), read(weights));
+        let size = amount(weight_bytes as u64);
+        text += &format!("a buffer as large as the weights ({size}B) is read at {} GB/s\n", read(weights));
     }
     text += &format!(
-        "\nlimits: memory {} GB/s, integers {} GOP/s, floats {} GFLOP/s\n",
+        "limits: memory {} GB/s, integers {} GOP/s, floats {} GFLOP/s\n",
         giga(machine.read().best),
         giga(machine.limits.integer.best),
         giga(machine.limits.float.best),
@@ -283,7 +288,8 @@ fn amount(n: u64) -> String {
     format!("{value:.0} P")
 }
 
-/// Columns: the first and the last are words and begin at the left, the others are numbers and end at the right.
+/// The columns of the table: the first and BINDS are words and begin at the left, the others are numbers and end at the
+/// right.
 fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &Vec<String>, c: usize| row.get(c).cloned().unwrap_or_default();
@@ -292,7 +298,7 @@ fn aligned(rows: &[Vec<String>]) -> String {
     let line = |row: &Vec<String>| {
         let padded = (0..columns).map(|c| {
             let (text, width) = (cell(row, c), widths[c]);
-            if c == 0 || c + 1 == columns { format!("{text:<width$}") } else { format!("{text:>width$}") }
+            if c == 0 || c + 1 == HEAD.len() { format!("{text:<width$}") } else { format!("{text:>width$}") }
         });
         padded.collect::<Vec<_>>().join("  ").trim_end().to_string()
     };
@@ -323,7 +329,11 @@ mod tests {
 
     #[test]
     fn numbers_end_at_the_right() {
-        let rows = [["OP", "MS", "BINDS"], ["a", "1000", "x"]].map(|row| row.map(String::from).to_vec());
-        assert_eq!(aligned(&rows), "OP    MS  BINDS\na   1000  x");
+        let rows = [["OP", "MS"], ["attention", "7"]].map(|row| row.map(String::from).to_vec());
+        assert_eq!(aligned(&rows), "OP         MS\nattention   7");
+        let mut whole = [HEAD.map(String::from).to_vec(), vec![String::new(); 9]];
+        whole[1].push("x".into());
+        let table = aligned(&whole);
+        assert_eq!(table.lines().nth(1).and_then(|l| l.find('x')), table.find("BINDS"));
     }
 }
