@@ -84,7 +84,7 @@ class Model:
 
     def about(self):
         used = any("FLASH_ATTN_EXT" in line or "Flash Attention enabled" in line for line in LOG)
-        return {"flash_attention": f"{self.flash_default}, {'used' if used else 'not used'}"}
+        return {"flash_attention": f"{self.flash_default}, {'enabled' if used else 'not enabled'}"}
 
     def decode(self, rows):
         """rows: (token, position, sequence, whether its logits are wanted)"""

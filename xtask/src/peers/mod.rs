@@ -247,7 +247,7 @@ fn about(exotherm: &Exotherm, peer: &mut Peer, options: &Options) -> Result<Stri
     let word = |name: &str| info[name].as_str().unwrap_or("unknown").trim().to_string();
     let Options { pairs, threads, .. } = options;
     Ok(format!(
-        "- {} \n- {}\n- {}; llama-cpp-python {}, built from source with `{CMAKE_ARGS}`: neither its libraries nor \
+        "- {}\n- {}\n- {}; llama-cpp-python {}, built from source with `{CMAKE_ARGS}`: neither its libraries nor \
          llama_print_system_info name OpenMP; {}\n- {threads} threads for both, {pairs} pairs, who goes first alternates",
         jiff::Zoned::now().strftime("%Y-%m-%d %H:%M %Z"),
         machine(),

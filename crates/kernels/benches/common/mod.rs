@@ -69,7 +69,7 @@ impl Bench {
         CpuBackend::new(self.machine.threads)
     }
 
-    pub fn end(mut self) {
+    pub fn end(self) {
         self.criterion.final_summary();
     }
 }
