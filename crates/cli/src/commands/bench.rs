@@ -185,7 +185,7 @@ fn engine(args: &Args, model: &Model, tests: &[Test]) -> Result<Engine> {
         ));
     }
     let config = EngineConfig { kv_type: args.kv_type, max_seqs: batch, ..EngineConfig::new(ctx) };
-    let engine = Engine::new(&model.program, &*model::backend(&args.compute), config);
+    let engine = Engine::new(&model.program, &*model::backend(&args.compute)?, config);
     engine.map_err(|error| match error {
         EngineError::Memory { .. } | EngineError::Backend(BackendError::Memory { .. }) => anyhow!(
             "no room for {batch} sequences of {ctx} tokens; smaller -p, -n, --batch and --depth need less"
