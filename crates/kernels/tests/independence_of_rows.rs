@@ -8,6 +8,7 @@ use exotherm_kernels::conformance::data::{Numbers, Piece, Sequences};
 use exotherm_kernels::conformance::programs::{self, Kind};
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::reference::{ReferenceBackend, ReferenceWith};
+use exotherm_kernels::rounding::Rounding;
 use exotherm_kernels::{Activations, Batch, KvType, Program};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, RngSeed};
@@ -36,9 +37,15 @@ impl Work {
     }
 
     /// Runs the steps and gathers the logits. They are asked for in an order of their own.
-    fn run(&self, backend: &dyn Backend, steps: &[Vec<Piece>], numbers: &mut Numbers) -> Logits {
+    fn run(
+        &self,
+        backend: &dyn Backend,
+        kv_type: KvType,
+        steps: &[Vec<Piece>],
+        numbers: &mut Numbers,
+    ) -> Logits {
         let lengths: Vec<usize> = self.tokens.iter().map(Vec::len).collect();
-        let places = Sequences::scattered(&lengths, lengths.iter().sum(), self.kv_type, numbers);
+        let places = Sequences::scattered(&lengths, lengths.iter().sum(), kv_type, numbers);
         let mut executor = backend.compile(&self.program, &places.limits).unwrap();
         let mut logits: Logits = lengths.iter().map(|&n| vec![Vec::new(); n]).collect();
         for step in steps {
@@ -94,16 +101,18 @@ fn bits(logits: &Logits) -> Vec<Vec<Vec<u32>>> {
 }
 
 /// How far logits of about 1 may lie from the reference's: two layers of sums of up to a hundred products. Where the
-/// cache holds f16, a key or value that is computed may round to its neighbour, a thousandth away. Where the activations
-/// that come of it are then rounded to integers for quantized weights, some of them become their neighbours: a 127th of a
-/// block's largest, times a weight; these are at most about 3 and 0.3 here, and two such steps may meet.
-fn allowed(work: &Work, activations: Activations) -> f32 {
-    if work.kv_type == KvType::F32 || work.program.state().kv.is_empty() {
-        return 3e-5;
-    }
+/// cache holds f16, a key or value that is computed may round to its neighbour, a thousandth away.
+fn allowed(work: &Work, kv_type: KvType) -> f32 {
+    if kv_type == KvType::F32 || work.program.state().kv.is_empty() { 3e-5 } else { 2e-3 }
+}
+
+/// The cache with which a backend is compared with the reference. Where activations are rounded to integers, the
+/// neighbour of an f16 would make neighbours of any number of integers, and nothing could be said of the logits; with an
+/// f32 cache all is as tight as without rounding.
+fn compared(work: &Work, activations: Activations) -> KvType {
     let mut segments = work.program.matrices().iter().flat_map(|m| &m.segments);
-    let rounds = activations == Activations::Rounded && segments.any(|s| s.dtype().is_quantized());
-    if rounds { 2.0 * 3.0 * 0.3 / 127.0 } else { 2e-3 }
+    let rounds = segments.any(|s| activations.rounding(s.dtype()) != Rounding::None);
+    if rounds { KvType::F32 } else { work.kv_type }
 }
 
 fn largest_difference(a: &Logits, b: &Logits) -> f32 {
@@ -116,16 +125,18 @@ fn independent(backends: &[&dyn Backend], kind: Kind, seed: u64) -> Result<(), S
     let work = Work::draw(kind, seed);
     let mut numbers = Numbers::new(seed ^ 0x5a5a);
     let activations = backends[0].activations();
-    let oracle = work.run(&ReferenceWith(activations), &work.alone(), &mut numbers);
+    let kv_type = compared(&work, activations);
+    let oracle = work.run(&ReferenceWith(activations), kv_type, &work.alone(), &mut numbers);
     assert!(oracle.iter().flatten().flatten().all(|v| v.is_finite()));
-    let alone = work.run(backends[0], &work.alone(), &mut numbers);
-    let difference = largest_difference(&alone, &oracle);
-    if difference > allowed(&work, activations) {
+    let difference =
+        largest_difference(&work.run(backends[0], kv_type, &work.alone(), &mut numbers), &oracle);
+    if difference > allowed(&work, kv_type) {
         return Err(format!("{kind:?} {seed}: logits are {difference} from the reference's"));
     }
+    let alone = work.run(backends[0], work.kv_type, &work.alone(), &mut numbers);
     for backend in backends {
         let steps = work.shuffled(&mut numbers);
-        let together = work.run(*backend, &steps, &mut numbers);
+        let together = work.run(*backend, work.kv_type, &steps, &mut numbers);
         if bits(&together) != bits(&alone) {
             return Err(format!("{kind:?} {seed}: bits depend on the schedule {steps:?}"));
         }

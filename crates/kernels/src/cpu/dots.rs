@@ -5,10 +5,12 @@
 //! format has an `o`, `o` times `d` · the sum of the integers. A unit with groups of 16 is two such halves. So all
 //! levels and any number of rows give the same bits.
 
+#![expect(clippy::needless_range_loop, reason = "loops over registers are plain, so that they are unrolled")]
+
 use exotherm_tensor::DType;
 
 use super::integers::{GROUP, HALF_SCALED_SUMS, HALF_SUMS, IntRows, LINES, SCALE, SCALED_SUM, SUM, UnitOf};
-use super::panels::{Layout, Scales, UNIT};
+use super::panels::{Layout, Scales};
 use super::simd::{ByteIsa, ByteKernel, Isa, Level, WIDTH};
 
 /// Panels of weights, all of one type, and where their products go.
@@ -83,10 +85,10 @@ impl<const T: u8> ByteKernel for Typed<'_, T> {
     #[inline(always)]
     fn run<I: ByteIsa>(self, isa: I) {
         let p = self.0;
-        let layout = Of::<T>::LAYOUT;
-        let panel_bytes = p.x.width() / (UNIT * layout.span()) * layout.span_bytes();
+        let panel_bytes = const { Of::<T>::LAYOUT }.panel_bytes(p.x.width()).expect("the weights are there");
         let (mut skip, mut column) = (p.skip, 0);
-        for panel in p.panels.chunks_exact(panel_bytes) {
+        for panel in 0..p.panels.len() / panel_bytes {
+            let panel = &p.panels[panel * panel_bytes..(panel + 1) * panel_bytes];
             let n = (WIDTH - skip).min(p.columns - column);
             let mut row = 0;
             while row < p.x.len() {
@@ -130,25 +132,31 @@ fn rows<I: ByteIsa, const T: u8, const R: usize, const N: usize>(
     first: usize,
     place: Place,
 ) {
-    let (layout, f) = (Of::<T>::LAYOUT, isa.floats());
+    let f = isa.floats();
+    let (span_units, span_bytes) = const { (Of::<T>::LAYOUT.span(), Of::<T>::LAYOUT.span_bytes()) };
+    let (head_bytes, scale_bytes) = const { (Of::<T>::LAYOUT.head_bytes(), Of::<T>::LAYOUT.scale_bytes()) };
+    let unit_bytes = const { Of::<T>::LAYOUT.unit_bytes() };
     let units = group.as_chunks::<R>().0.as_chunks::<LINES>().0;
     let mut acc = [f.zero(); N];
-    for (span, units) in panel.chunks_exact(layout.span_bytes()).zip(units.chunks_exact(layout.span())) {
-        let (head, weights) = span.split_at(layout.head_bytes());
+    // Indices, because iterators over pieces are calls where the compiler does not inline them, and a call empties all
+    // vector registers.
+    for s in 0..panel.len() / span_bytes {
+        let (head, weights) = panel[s * span_bytes..(s + 1) * span_bytes].split_at(head_bytes);
         let head = head_of::<I, T>(isa, head);
-        for (unit, x) in weights.chunks_exact(layout.unit_bytes()).zip(units) {
+        for u in 0..span_units {
+            let (unit, x) = (&weights[u * unit_bytes..(u + 1) * unit_bytes], &units[s * span_units + u]);
             if N == 1 {
                 // One row waits for memory: ask for what comes some units later.
                 let mut line = 0;
-                while line < layout.unit_bytes() {
+                while line < unit_bytes {
                     isa.prefetch(unit, AHEAD + line);
                     line += 64;
                 }
             }
-            let (scales, planes) = unit.split_at(layout.scale_bytes());
+            let (scales, planes) = unit.split_at(scale_bytes);
             let codes = codes_of::<I, T>(isa, planes);
             let [s, o] = scales_of::<I, T>(isa, head, scales, 0);
-            if layout.halves() {
+            if const { Of::<T>::LAYOUT.halves() } {
                 add_half::<I, T, R, N>(
                     isa,
                     [codes[0], codes[1], codes[2], codes[3]],
@@ -173,13 +181,13 @@ fn rows<I: ByteIsa, const T: u8, const R: usize, const N: usize>(
             }
         }
     }
-    for (r, acc) in acc.iter().enumerate().take(place.used) {
+    for r in 0..N.min(place.used) {
         let to = &mut place.out[r * place.stride..];
         if place.n == WIDTH {
-            f.store_at(*acc, &mut to[..WIDTH], 0);
+            f.store_at(acc[r], &mut to[..WIDTH], 0);
         } else {
             let mut products = [0.0; WIDTH];
-            f.store(*acc, &mut products);
+            f.store(acc[r], &mut products);
             to[..place.n].copy_from_slice(&products[place.skip..place.skip + place.n]);
         }
     }
@@ -358,8 +366,8 @@ fn codes_of<I: ByteIsa, const T: u8>(isa: I, planes: &[u8]) -> [I::Bytes; 8] {
     if layout.bits {
         let eight = isa.load_bytes(&vectors[next]);
         let place = if layout.nibbles { 4 } else { 2 };
-        for (k, codes) in codes.iter_mut().enumerate() {
-            *codes = isa.or(*codes, isa.field(eight, k as i32 - place, 1 << place));
+        for k in 0..8 {
+            codes[k] = isa.or(codes[k], isa.field(eight, k as i32 - place, 1 << place));
         }
     }
     codes
@@ -371,7 +379,7 @@ mod tests {
 
     use super::*;
     use crate::cpu::integers::{quantize, room_for, words_of};
-    use crate::cpu::panels::{decode_panel_row, pack_panel};
+    use crate::cpu::panels::{UNIT, decode_panel_row, pack_panel};
 
     struct Numbers(u64);
 

@@ -39,9 +39,7 @@ pub(crate) trait Isa: Copy {
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The sum of all lanes: lane i with lane i + 8, then + 4, + 2, + 1.
     fn sum(self, v: Self::V) -> f32;
-    fn half_to_float(self, bits: u16) -> f32;
     fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V;
-    fn bf16s_to_floats(self, bits: &[u16; WIDTH]) -> Self::V;
     /// The low halves and the high halves of sixteen words.
     fn bf16_pairs_to_floats(self, pairs: &[u32; WIDTH]) -> [Self::V; 2];
     fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V;
@@ -265,8 +263,6 @@ mod tests {
                     assert_eq!(a.map(f32::to_bits), b.map(f32::to_bits), "from {first:#x}");
                 };
                 same(values(isa.halves_to_floats(&bits)), bits.map(f16_to_f32));
-                same(bits.map(|b| isa.half_to_float(b)), bits.map(f16_to_f32));
-                same(values(isa.bf16s_to_floats(&bits)), bits.map(bf16_to_f32));
                 let others = bits.map(|b| b ^ 0x5a5a);
                 let pairs = std::array::from_fn(|i| u32::from(bits[i]) | u32::from(others[i]) << 16);
                 let [low, high] = isa.bf16_pairs_to_floats(&pairs);

@@ -1,6 +1,6 @@
 //! Arrays, for processors without a level of their own. The compiler makes vectors of them as far as it can.
 
-use exotherm_tensor::formats::{bf16_to_f32, f16_to_f32};
+use exotherm_tensor::formats::f16_to_f32;
 
 use super::bytes::{BYTES, ByteIsa};
 use super::{Isa, WIDTH};
@@ -53,18 +53,8 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
-    fn half_to_float(self, bits: u16) -> f32 {
-        f16_to_f32(bits)
-    }
-
-    #[inline(always)]
     fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
         bits.map(f16_to_f32)
-    }
-
-    #[inline(always)]
-    fn bf16s_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
-        bits.map(bf16_to_f32)
     }
 
     #[inline(always)]

@@ -204,31 +204,11 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn half_to_float(self, bits: u16) -> f32 {
-        // SAFETY: `self` was made by `detect`.
-        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
-    }
-
-    #[inline(always)]
     fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
         let (low, high) = halves(bits);
         // SAFETY: `self` was made by `detect`; each pointer has eight elements of two bytes.
         unsafe {
             [_mm256_cvtph_ps(_mm_loadu_si128(low.cast())), _mm256_cvtph_ps(_mm_loadu_si128(high.cast()))]
-        }
-    }
-
-    #[inline(always)]
-    fn bf16s_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
-        let (low, high) = halves(bits);
-        // SAFETY: `self` was made by `detect`; each pointer has eight elements of two bytes.
-        unsafe {
-            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(low.cast()));
-            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(high.cast()));
-            [
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-            ]
         }
     }
 
@@ -376,24 +356,9 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn half_to_float(self, bits: u16) -> f32 {
-        // SAFETY: `self` was made by `detect`.
-        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
-    }
-
-    #[inline(always)]
     fn halves_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
         // SAFETY: `self` was made by `detect`; the pointer has sixteen elements of two bytes.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bits.as_ptr().cast())) }
-    }
-
-    #[inline(always)]
-    fn bf16s_to_floats(self, bits: &[u16; WIDTH]) -> Self::V {
-        // SAFETY: `self` was made by `detect`; the pointer has sixteen elements of two bytes.
-        unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bits.as_ptr().cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-        }
     }
 
     #[inline(always)]
