@@ -5,6 +5,8 @@
 //! it is added depends on the level.
 
 mod bytes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -13,6 +15,8 @@ mod x86_bytes;
 
 pub(crate) use bytes::{BYTES, ByteIsa, ByteKernel};
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
 pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512, Avx512Vnni};
@@ -167,6 +171,8 @@ pub(crate) trait Kernel {
 #[derive(Clone, Copy)]
 pub(crate) enum Level {
     Scalar(Scalar),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
@@ -180,6 +186,8 @@ impl Level {
     pub fn available() -> impl Iterator<Item = Level> {
         let levels = [
             Some(Level::Scalar(Scalar)),
+            #[cfg(target_arch = "aarch64")]
+            Neon::detect().map(Level::Neon),
             #[cfg(target_arch = "x86_64")]
             Avx2::detect().map(Level::Avx2),
             #[cfg(target_arch = "x86_64")]
@@ -197,6 +205,8 @@ impl Level {
     pub fn name(self) -> &'static str {
         match self {
             Level::Scalar(_) => "scalar",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(_) => "neon",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -216,6 +226,8 @@ impl Level {
     pub fn run_bytes<K: ByteKernel>(self, kernel: K) {
         match self {
             Level::Scalar(isa) => kernel.run(isa),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(isa) => isa.run_bytes(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(isa) => isa.run_bytes(kernel),
             #[cfg(target_arch = "x86_64")]
@@ -229,6 +241,8 @@ impl Level {
     pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self {
             Level::Scalar(isa) => kernel.run(isa),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(isa) => isa.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(isa) => isa.run(kernel),
             #[cfg(target_arch = "x86_64")]
