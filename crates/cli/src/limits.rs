@@ -13,7 +13,7 @@ use crate::machine;
 
 /// Entries of the file: one for each number of threads and level that was ever asked for.
 const MOST_ENTRIES: usize = 64;
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// Seconds that each limit is measured for when nothing else is asked for.
 pub const SECONDS: f64 = 1.0;
 

@@ -279,15 +279,12 @@ fn selfcheck_of_quantized_weights_says_whether_activations_are_rounded() {
     let user = User::new();
     let model = path("llama-rope3");
     let json = user.run(&["selfcheck", &model, "--quantize", "q8_0", "--tokens", "100", "--json"]).json();
-    let (rounds, against) = (&json["rounds_activations"], &json["operations"]["against"]);
-    match rounds.as_bool() {
-        Some(true) => {
-            assert_eq!(against, "reference (rounded activations)");
-            let bounds = &json["text"]["tolerance"];
-            assert_eq!((&bounds["top1"], &bounds["mean_kl"]), (&0.96.into(), &4e-3.into()), "{json}");
-        }
-        _ => assert_eq!((against, &json["agrees"]), (&"reference".into(), &true.into()), "{json}"),
-    }
+    assert_eq!(json["rounds_activations"], true, "{json}");
+    assert_eq!(json["operations"]["against"], "reference (rounded activations)");
+    assert_eq!(json["operations"]["agrees"], true, "{json}");
+    assert_eq!(json["text"]["against"], "reference");
+    let bounds = &json["text"]["tolerance"];
+    assert_eq!((&bounds["top1"], &bounds["mean_kl"]), (&0.96.into(), &4e-3.into()), "{json}");
 }
 
 #[test]

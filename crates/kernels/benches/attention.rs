@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bench, Work, compile, values};
+use common::{Bench, Units, Work, compile, values};
 use exotherm_kernels::ops::Attention;
 use exotherm_kernels::{BLOCK, Batch, Executor, KvId, Place, Program, ProgramBuilder};
 
@@ -61,6 +61,7 @@ fn main() {
             // Keys and values in f16, each read once.
             bytes: elements * (2 * KV_HEADS * 2) as f64,
             operations: elements * (4 * HEADS) as f64,
+            units: Units::Floats,
         };
         bench.run("attention", &context.to_string(), &mut *executor, &batch, work);
     }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bench, Work, compile, values};
+use common::{Bench, Units, Work, compile, values};
 use exotherm_kernels::ops::{LinearResidual, NormLinear};
 use exotherm_kernels::{Activation, Batch, Executor, Norm, NormKind, Place, Program, ProgramBuilder};
 use exotherm_tensor::{DType, Tensor};
@@ -67,7 +67,9 @@ fn step(executor: &mut dyn Executor, program: &Program, rows: usize) -> (Batch, 
         bytes += matrix.bytes() as f64;
         operations += 2.0 * (matrix.n_in * matrix.n_out * rows) as f64;
     }
-    (batch, Work { bytes, operations })
+    let quantized = program.matrices().iter().all(|m| m.segments.iter().all(|s| s.dtype().is_quantized()));
+    let units = if quantized { Units::Integers } else { Units::Floats };
+    (batch, Work { bytes, operations, units })
 }
 
 fn measure(bench: &mut Bench, group: &str, name: &str, program: &Program, rows: usize) {

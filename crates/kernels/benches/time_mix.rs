@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bench, Work, compile, values};
+use common::{Bench, Units, Work, compile, values};
 use exotherm_kernels::ops::TimeMix;
 use exotherm_kernels::{Batch, Norm, NormKind, Place, Program, ProgramBuilder};
 
@@ -58,7 +58,8 @@ fn main() {
             // The state is read and written.
             bytes: state * 8.0,
             // Decayed, corrected by a product of vectors, added to, and read by another vector.
-            operations: state * 8.0,
+            operations: state * 9.0,
+            units: Units::Floats,
         };
         bench.run("time mix", &format!("{sequences} sequences"), &mut *executor, &batch, work);
     }

@@ -34,9 +34,10 @@ impl Activations {
 /// Blocks whose values are all of this magnitude or less count as zero: 127 over less may not be a number.
 pub(crate) const NOTHING: f32 = 1e-36;
 
-/// The integers of a block go to `codes`; returns the scale. `values` may be less than a whole block.
+/// The integers of a block go to `codes`; returns the scale, which is no number if a value is none. `values` may be less than a whole block.
 pub fn int8_block(values: &[f32], codes: &mut [i8]) -> f32 {
-    let largest = values.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+    // As bits, in which what is no number is larger than any number and so is not lost.
+    let largest = f32::from_bits(values.iter().map(|v| v.to_bits() & 0x7fff_ffff).max().unwrap_or(0));
     let inverse = if largest > NOTHING { 127.0 / largest } else { 0.0 };
     for (code, value) in codes.iter_mut().zip(values) {
         *code = (value * inverse).round_ties_even() as i8;

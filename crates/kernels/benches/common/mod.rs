@@ -21,6 +21,14 @@ pub struct Work {
     pub bytes: f64,
     /// Multiplications and additions.
     pub operations: f64,
+    pub units: Units,
+}
+
+/// What makes the operations.
+#[derive(Clone, Copy)]
+pub enum Units {
+    Floats,
+    Integers,
 }
 
 pub struct Bench {

@@ -168,12 +168,13 @@ fn quantized<I: Isa>(isa: I, x: &[f32; UNIT]) -> [u32; LINES] {
         sums[half] = sum;
     }
     let scale = largest / 127.0;
-    let sum = sums[0] + sums[1];
+    // What is no number makes integers of any size here, under a scale that is no number either.
+    let sum = sums[0].wrapping_add(sums[1]);
     words[SCALE] = scale.to_bits();
-    words[SUM] = (-8 * sum) as u32;
+    words[SUM] = sum.wrapping_mul(-8) as u32;
     words[SCALED_SUM] = (scale * sum as f32).to_bits();
     for half in 0..2 {
-        words[HALF_SUMS + half] = (-8 * sums[half]) as u32;
+        words[HALF_SUMS + half] = sums[half].wrapping_mul(-8) as u32;
         words[HALF_SCALED_SUMS + half] = (scale * sums[half] as f32).to_bits();
     }
     words
@@ -210,6 +211,22 @@ mod tests {
                     assert_eq!(unit[HALF_SUMS + half] as i32, -8 * sums[half]);
                     assert_eq!(unit[HALF_SCALED_SUMS + half], (scale * sums[half] as f32).to_bits());
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_has_a_scale_that_shows_it() {
+        for level in Level::available() {
+            for strange in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut row = values(2 * UNIT);
+                row[UNIT + 5] = strange;
+                let mut group = vec![0; 2 * LINES];
+                quantize(level, &row, &mut group, 1, 0);
+                assert!(f32::from_bits(group[SCALE]).is_finite());
+                assert!(!f32::from_bits(group[LINES + SCALE]).is_finite(), "{strange} at {}", level.name());
+                let mut codes = [0; UNIT];
+                assert!(!int8_block(&row[UNIT..], &mut codes).is_finite(), "{strange}");
             }
         }
     }

@@ -30,8 +30,9 @@ impl CpuBackend {
     pub fn read_speed(&self, bytes: usize, time: Duration) -> Result<Speed, BackendError> {
         let team = self.team()?;
         let buffer = Shared::<f32>::zeroed(bytes.div_ceil(4).max(WIDTH), "a buffer to be read")?;
-        let round = (ROUND_BYTES / 4).min(buffer.len());
-        let rounds = buffer.len() / round;
+        // Rounds of one size that cover the buffer but for less than a vector each.
+        let rounds = buffer.len().div_ceil(ROUND_BYTES / 4);
+        let round = buffer.len() / rounds;
         let part = |i: usize, lane: usize| {
             let part = share(round, WIDTH, lane, team.lanes());
             i * round + part.start..i * round + part.end
@@ -173,12 +174,14 @@ fn chains<I: Isa, const N: usize>(isa: I, fused: Fused, rounds: usize) -> f32 {
     isa.sum(all)
 }
 
-/// Vectors of codes and, for each, sums with different integers: as many sums as hide an instruction's latency.
+/// Sums of products of bytes that are under way at a time, as for floats: three vectors of codes with four integers, or one
+/// vector with four.
 const CODES: usize = 3;
 const INTEGERS: usize = 4;
+/// Of one turn, whatever the level: one round of twelve sums or three of four take the same.
 const INTEGER_OPS: usize = 2 * BYTES * CODES * INTEGERS;
 
-/// Dot products of bytes as the kernels make them, with nothing around them.
+/// Dot products of bytes as the kernels make them for codes under 128, with nothing around them.
 struct Dots {
     turns: usize,
 }
@@ -186,24 +189,32 @@ struct Dots {
 impl ByteKernel for Dots {
     #[inline(always)]
     fn run<I: ByteIsa>(self, isa: I) {
-        let bytes: [[u8; BYTES]; CODES] = black_box([[1; BYTES], [2; BYTES], [3; BYTES]]);
-        let integers = black_box([0x0102_0304, 0x0203_0401, 0x0304_0102, 0x0401_0203]);
-        let mut codes = [isa.load_bytes(&bytes[0]); CODES];
-        for c in 1..CODES {
-            codes[c] = isa.load_bytes(&bytes[c]);
+        match I::Floats::MANY_REGISTERS {
+            true => dots::<I, CODES>(isa, self.turns),
+            false => dots::<I, 1>(isa, self.turns * CODES),
         }
-        let mut sums = [[isa.splat_sum(0); CODES]; INTEGERS];
-        for _ in 0..self.turns {
-            // What does not change would be computed once.
-            let integers: &[u32; INTEGERS] = black_box(&integers);
-            for i in 0..INTEGERS {
-                for c in 0..CODES {
-                    sums[i][c] = isa.dot::<false>(sums[i][c], codes[c], integers[i]);
-                }
+    }
+}
+
+#[inline(always)]
+fn dots<I: ByteIsa, const N: usize>(isa: I, turns: usize) {
+    let bytes: [[u8; BYTES]; CODES] = black_box([[1; BYTES], [2; BYTES], [3; BYTES]]);
+    let integers = black_box([0x0102_0304, 0x0203_0401, 0x0304_0102, 0x0401_0203]);
+    let mut codes = [isa.load_bytes(&bytes[0]); N];
+    for c in 1..N {
+        codes[c] = isa.load_bytes(&bytes[c]);
+    }
+    let mut sums = [[isa.splat_sum(0); N]; INTEGERS];
+    for _ in 0..turns {
+        // What does not change would be computed once.
+        let integers: &[u32; INTEGERS] = black_box(&integers);
+        for i in 0..INTEGERS {
+            for c in 0..N {
+                sums[i][c] = isa.dot::<false>(sums[i][c], codes[c], integers[i]);
             }
         }
-        black_box(sums);
     }
+    black_box(sums);
 }
 
 #[cfg(test)]

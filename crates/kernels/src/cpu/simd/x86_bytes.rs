@@ -12,7 +12,7 @@ impl Avx2 {
         fn enabled<K: ByteKernel>(isa: Avx2, kernel: K) {
             kernel.run(isa);
         }
-        // SAFETY: `self` was made by `detect`; no x86 processor has AVX2 and not the bit instructions.
+        // SAFETY: `self` was made by `detect`.
         unsafe { enabled(self, kernel) }
     }
 }
@@ -24,7 +24,7 @@ impl Avx512 {
         fn enabled<K: ByteKernel>(isa: Avx512, kernel: K) {
             kernel.run(isa);
         }
-        // SAFETY: `self` was made by `detect`; no x86 processor has AVX2 and not the bit instructions.
+        // SAFETY: `self` was made by `detect`.
         unsafe { enabled(self, kernel) }
     }
 }
@@ -38,7 +38,7 @@ impl Avx512Vnni {
         fn enabled<K: ByteKernel>(isa: Avx512Vnni, kernel: K) {
             kernel.run(isa);
         }
-        // SAFETY: `self` was made by `detect`; no x86 processor has AVX2 and not the bit instructions.
+        // SAFETY: `self` was made by `detect`.
         unsafe { enabled(self, kernel) }
     }
 }

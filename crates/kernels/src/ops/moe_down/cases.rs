@@ -15,6 +15,8 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(case(DType::F32, (4, 1), (36, 36), 5));
     cases.push(case(DType::F32, (4, 4), (52, 13), 17));
     cases.push(case(DType::F16, (60, 3), (33, 10), 3));
+    cases.push(case(DType::F16, (2, 2), (200, 10), 17));
+    cases.push(case(DType::Q8_0, (2, 2), (300, 32), 17));
     cases
 }
 

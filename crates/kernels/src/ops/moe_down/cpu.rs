@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::MoeDown;
-use crate::cpu::{CpuOp, Ctx, Input, Lane, PackedMatrix, Packer, Prepared, Visits};
+use crate::cpu::{CpuOp, Ctx, Input, Lane, PackedMatrix, Packer, Prepared, Visits, WIDTH};
 
 /// Columns made at a time: many, because for each time the rows of every expert are gathered anew.
 const COLUMNS: usize = 256;
@@ -15,6 +15,8 @@ struct Step {
 pub(crate) fn prepare(op: &MoeDown, packer: &mut Packer) -> Prepared {
     Visits::need(packer, op.experts, op.top_k);
     packer.need(|s| &mut s.tile, &[COLUMNS, packer.max_rows()]);
+    // An expert's columns may begin and end within panels.
+    packer.need(|s| &mut s.whole, &[COLUMNS + 2 * WIDTH, packer.max_rows()]);
     packer.need(|s| &mut s.work, &[COLUMNS, op.top_k, packer.max_rows()]);
     let input = Input::picked(op.hidden, op.top_k, &[op.down], packer);
     Ok(Box::new(Step { op: op.clone(), input, down: packer.matrix(op.down) }))
