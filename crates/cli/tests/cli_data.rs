@@ -275,16 +275,16 @@ fn selfcheck_takes_a_long_text_in_windows_that_the_model_has_room_for() {
 }
 
 #[test]
-fn selfcheck_of_quantized_weights_says_whether_activations_are_rounded() {
+fn selfcheck_of_float_weights_compares_with_the_exact_reference() {
     let user = User::new();
+    // Rows of 36 have no whole blocks, so --quantize leaves them as they are. (`real_weights.rs` has quantized ones.)
     let model = path("llama-rope3");
     let json = user.run(&["selfcheck", &model, "--quantize", "q8_0", "--tokens", "100", "--json"]).json();
-    assert_eq!(json["rounds_activations"], true, "{json}");
-    assert_eq!(json["operations"]["against"], "reference (rounded activations)");
-    assert_eq!(json["operations"]["agrees"], true, "{json}");
-    assert_eq!(json["text"]["against"], "reference");
-    let bounds = &json["text"]["tolerance"];
-    assert_eq!((&bounds["top1"], &bounds["mean_kl"]), (&0.96.into(), &4e-3.into()), "{json}");
+    assert_eq!((&json["rounds_activations"], &json["agrees"]), (&false.into(), &true.into()), "{json}");
+    for part in ["operations", "text"] {
+        let (against, bounds) = (&json[part]["against"], &json[part]["tolerance"]);
+        assert_eq!((against, &bounds["top1"]), (&"reference".into(), &0.999.into()), "{json}");
+    }
 }
 
 #[test]

@@ -44,6 +44,11 @@ fn check(expected: &Expected) {
     perplexities(expected);
     let report = exotherm(&["selfcheck", expected.model, "--json"]);
     assert_eq!(report["agrees"], true, "{report}");
+    assert_eq!(report["rounds_activations"], true, "{report}");
+    assert_eq!(report["operations"]["against"], "reference (rounded activations)");
+    assert_eq!(report["text"]["against"], "reference");
+    let bounds = &report["text"]["tolerance"];
+    assert_eq!((&bounds["top1"], &bounds["mean_kl"]), (&0.96.into(), &4e-3.into()), "{report}");
     assert!(report["text"]["positions"].as_u64() >= Some(3000), "{report}");
     assert_eq!(report["reference_hash"], expected.reference_hash, "{report}");
     assert_eq!(report["hash"], expected.cpu_hash, "{report}");
