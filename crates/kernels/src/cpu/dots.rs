@@ -11,7 +11,7 @@ use exotherm_tensor::DType;
 
 use super::integers::{GROUP, HALF_SCALED_SUMS, HALF_SUMS, IntRows, LINES, SCALE, SCALED_SUM, SUM, UnitOf};
 use super::panels::{Layout, Scales};
-use super::simd::{ByteIsa, ByteKernel, Isa, Level, WIDTH};
+use super::simd::{ByteIsa, ByteKernel, Isa, Level, WIDTH, prefetch};
 
 /// Panels of weights, all of one type, and where their products go.
 pub(super) struct PanelProduct<'a> {
@@ -149,7 +149,7 @@ fn rows<I: ByteIsa, const T: u8, const R: usize, const N: usize>(
                 // One row waits for memory: ask for what comes some units later.
                 let mut line = 0;
                 while line < unit_bytes {
-                    isa.prefetch(unit, AHEAD + line);
+                    prefetch(unit.as_ptr().wrapping_add(AHEAD + line));
                     line += 64;
                 }
             }

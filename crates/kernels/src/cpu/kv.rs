@@ -70,19 +70,6 @@ impl Stored for u16 {
     }
 }
 
-/// Asks for memory that is read soon. Any address will do.
-#[inline(always)]
-pub(crate) fn prefetch<T>(at: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has the instruction, and it does not fault.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
 /// Elements that a value takes.
 pub(crate) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(WIDTH)

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use super::layout::Layout;
 use super::{FloatProduct, RUN};
 use crate::cpu::rows::Rows;
-use crate::cpu::simd::{Isa, Kernel, WIDTH};
+use crate::cpu::simd::{Isa, Kernel, WIDTH, prefetch};
 
 /// Columns that are made floats at a time. Two panels of them fill a third of a first-level cache.
 const STRETCH: usize = 2 * RUN;
@@ -116,7 +116,7 @@ fn row_of_panels<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
             let x = [isa.splat(x[0]), isa.splat(x[1])];
             for w in 0..W {
                 for line in ahead[w][pair].as_chunks::<64>().0 {
-                    isa.prefetch(line);
+                    prefetch(line);
                 }
                 let columns = L::columns(isa, &weights[w][pair]);
                 sums[w] = isa.fma(columns[0], x[0], sums[w]);
@@ -195,11 +195,11 @@ impl<'a, const W: usize> Ahead<'a, W> {
     }
 
     #[inline(always)]
-    fn advance<I: Isa>(&mut self, isa: I, rows: usize) {
+    fn advance(&mut self, rows: usize) {
         for w in 0..W {
             let (now, later) = self.lines[w].split_at((self.step * rows).min(self.lines[w].len()));
             for line in now {
-                isa.prefetch(line);
+                prefetch(line);
             }
             self.lines[w] = later;
         }
@@ -251,10 +251,10 @@ impl<const W: usize> Part<'_, W> {
             let mut sums = [[isa.zero(); W]; X];
             for (block, weights) in weights.chunks(BLOCK).enumerate() {
                 let first = run * RUN + block * BLOCK;
-                ahead.advance(isa, X);
+                ahead.advance(X);
                 let mut part = x;
                 for r in 0..X {
-                    isa.prefetch(&next[r][first]);
+                    prefetch(&next[r][first]);
                     part[r] = &x[r][first..][..weights.len()];
                 }
                 for (column, weights) in weights.iter().enumerate() {

@@ -40,10 +40,6 @@ pub(crate) trait ByteIsa: Copy {
     ) -> <Self::Floats as Isa>::V {
         self.floats().fma(a, b, c)
     }
-
-    /// Asks for the cache line `ahead` bytes behind the start of `of`, which may lie outside of it.
-    #[inline(always)]
-    fn prefetch(self, _of: &[u8], _ahead: usize) {}
 }
 
 /// Work over bytes to be compiled for every level. `run` and what it calls must be `#[inline(always)]`.

@@ -130,12 +130,6 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, at: &T) {
-        // SAFETY: `self` was made by `detect`; a hint, which reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast()) }
-    }
-
-    #[inline(always)]
     fn store(self, value: Self::V, to: &mut [f32; WIDTH]) {
         let (low, high) = to.split_at_mut(8);
         // SAFETY: `self` was made by `detect`; each pointer has eight elements.
@@ -276,12 +270,6 @@ impl Isa for Avx512 {
     fn load(self, from: &[f32; WIDTH]) -> Self::V {
         // SAFETY: `self` was made by `detect`; the pointer has sixteen elements.
         unsafe { _mm512_loadu_ps(from.as_ptr()) }
-    }
-
-    #[inline(always)]
-    fn prefetch<T>(self, at: &T) {
-        // SAFETY: `self` was made by `detect`; a hint, which reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast()) }
     }
 
     #[inline(always)]

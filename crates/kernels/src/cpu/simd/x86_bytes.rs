@@ -43,12 +43,6 @@ impl Avx512Vnni {
     }
 }
 
-#[inline(always)]
-fn prefetch(of: &[u8], ahead: usize) {
-    // SAFETY: every x86-64 processor has the instruction, and it reads nothing: any address will do.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(of.as_ptr().wrapping_add(ahead).cast()) }
-}
-
 impl ByteIsa for Avx2 {
     type Floats = Avx2;
     type Bytes = [__m256i; 2];
@@ -106,11 +100,6 @@ impl ByteIsa for Avx2 {
     fn sums_to_floats(self, sums: Self::Sums) -> [__m256; 2] {
         // SAFETY: `self` was made by `detect`.
         unsafe { [_mm256_cvtepi32_ps(sums[0]), _mm256_cvtepi32_ps(sums[1])] }
-    }
-
-    #[inline(always)]
-    fn prefetch(self, of: &[u8], ahead: usize) {
-        prefetch(of, ahead);
     }
 }
 
@@ -199,11 +188,6 @@ macro_rules! of_64_bytes {
             fn sums_to_floats(self, sums: __m512i) -> __m512 {
                 // SAFETY: `self` was made by `detect`.
                 unsafe { _mm512_cvtepi32_ps(sums) }
-            }
-
-            #[inline(always)]
-            fn prefetch(self, of: &[u8], ahead: usize) {
-                prefetch(of, ahead);
             }
         }
     };
