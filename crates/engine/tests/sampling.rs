@@ -136,6 +136,21 @@ fn penalties_count_what_they_say() {
     assert_eq!(choose(&all, &[1.0, 0.0], &[7], &[9]), 0);
 }
 
+/// The greatest is looked for in blocks.
+#[test]
+fn the_greatest_is_found_wherever_it_is() {
+    for at in [0, 1, 63, 64, 65, 127, 128, 199] {
+        let mut logits: Vec<f32> = (0..200).map(|i| -1.0 - (i % 7) as f32).collect();
+        logits[at] = -0.5;
+        assert_eq!(choose(&Sampling::default(), &logits, &[0], &[]), at as u32);
+        logits[199] = -0.5;
+        assert_eq!(choose(&Sampling::default(), &logits, &[0], &[]), at as u32, "the lowest of equals");
+        logits[150] = f32::NAN;
+        let outcome = Sampler::default().sample(&Sampling::default(), &logits, &[0], &[]);
+        assert!(matches!(outcome, Err(EngineError::NotNumbers { position: 1 })), "{at}");
+    }
+}
+
 #[test]
 fn logits_that_are_no_numbers_are_an_error() {
     for bad in [[1.0, f32::NAN, 0.0], [1.0, f32::INFINITY, 0.0], [f32::NEG_INFINITY; 3]] {

@@ -27,15 +27,16 @@ impl Exotherm {
             .with_context(|| format!("exotherm {} is no JSON", args.join(" ")))
     }
 
-    /// Bytes per second that the threads read memory with at best. What is measured on the way is kept under `home`, not
-    /// among the user's own measurements.
+    /// Bytes per second that the threads read memory with: the median of many short rounds, because decoding, too, goes
+    /// through the good and the bad moments of a machine. What is measured on the way is kept under `home`, not among the
+    /// user's own measurements.
     pub fn read_speed(&self, home: &Path) -> Result<f64> {
         let threads = self.threads.to_string();
         let mut command = Command::new(&self.binary);
         command.args(["devices", "--measure", "--seconds", "0.3", "--threads", &threads, "--json"]);
         let output = command.env("EXOTHERM_HOME", home).stderr(Stdio::inherit()).output()?;
         let told: Value = serde_json::from_slice(&output.stdout).context("exotherm devices is no JSON")?;
-        let speed = &told["devices"][0]["limits"]["memory_read_bytes_s"]["best"];
+        let speed = &told["devices"][0]["limits"]["memory_read_bytes_s"]["median"];
         speed.as_f64().context("exotherm devices tells no speed of memory")
     }
 

@@ -7,7 +7,7 @@ use super::{DEPTH, Row, TOGETHER, Test};
 /// What was measured for a row.
 #[derive(Default)]
 pub struct Figures {
-    /// Bytes per second before each pair.
+    /// Bytes per second around our turn of each pair.
     pub memory: Vec<f64>,
     pub weight_bytes: f64,
     /// Bytes of keys and values for a token, where they count.
@@ -113,7 +113,7 @@ pub fn whole(measured: &[(&Row, Figures)]) -> String {
     let mut lines = vec![
         "Tokens per second, ours / theirs, medians; the ratio is the median of the pairs' (least–most). Ours counts the \
          choice of each token and the engine's work, theirs `llama_decode` alone. The share is of the memory's read speed, \
-         measured before each pair: MB read per token times tokens per second.\n"
+         measured right before and after our turn of each pair (medians of rounds): MB read per token times tokens per second.\n"
             .to_string(),
         "| model | MB per token | decode | ratio | prompt | ratio | share of memory, % | memory, GB/s |".into(),
         "|---|---|---|---|---|---|---|---|".into(),

@@ -228,18 +228,27 @@ fn nucleus(candidates: &mut [Candidate], top_p: f64) -> usize {
     candidates.len()
 }
 
+/// Values among which the greatest is found without a branch for each.
+const ARGMAX_BLOCK: usize = 64;
+
 /// The index of the greatest value, the lowest of equals; `None` where a value is no number or +∞, or all are
 /// −∞.
-pub(crate) fn argmax<T: Copy + Into<f64>>(values: &[T]) -> Option<u32> {
-    let (mut best, mut best_value) = (None, f64::NEG_INFINITY);
-    for (i, &value) in values.iter().enumerate() {
-        let value = value.into();
-        if value.is_nan() || value == f64::INFINITY {
+pub(crate) fn argmax<T: Copy + PartialOrd + From<f32>>(values: &[T]) -> Option<u32> {
+    let (lowest, infinity) = (T::from(f32::NEG_INFINITY), T::from(f32::INFINITY));
+    let (mut first, mut best) = (0, lowest);
+    for (block, values) in values.chunks(ARGMAX_BLOCK).enumerate() {
+        let (mut max, mut finite) = (lowest, true);
+        for &value in values {
+            finite &= value < infinity;
+            max = if value > max { value } else { max };
+        }
+        if !finite {
             return None;
         }
-        if value > best_value {
-            (best, best_value) = (Some(i as u32), value);
+        if max > best {
+            (first, best) = (block * ARGMAX_BLOCK, max);
         }
     }
-    best
+    let at = values.get(first..)?.iter().position(|value| *value == best && best > lowest)?;
+    Some((first + at) as u32)
 }

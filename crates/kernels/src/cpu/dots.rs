@@ -11,7 +11,7 @@ use exotherm_tensor::DType;
 
 use super::integers::{GROUP, HALF_SCALED_SUMS, HALF_SUMS, IntRows, LINES, SCALE, SCALED_SUM, SUM, UnitOf};
 use super::panels::{Layout, Scales};
-use super::simd::{ByteIsa, ByteKernel, Isa, Level, WIDTH, prefetch};
+use super::simd::{ByteIsa, ByteKernel, Isa, Level, WIDTH, prefetch, prefetch_far};
 
 /// Panels of weights, all of one type, and where their products go.
 pub(super) struct PanelProduct<'a> {
@@ -146,10 +146,11 @@ fn rows<I: ByteIsa, const T: u8, const R: usize, const N: usize>(
         for u in 0..span_units {
             let (unit, x) = (&weights[u * unit_bytes..(u + 1) * unit_bytes], &units[s * span_units + u]);
             if N == 1 {
-                // One row waits for memory: ask for what comes some units later.
+                // One row waits for memory: ask for what comes later, in two steps.
                 let mut line = 0;
                 while line < unit_bytes {
-                    prefetch(unit.as_ptr().wrapping_add(AHEAD + line));
+                    prefetch_far(unit.as_ptr().wrapping_add(FAR + line));
+                    prefetch(unit.as_ptr().wrapping_add(NEAR + line));
                     line += 64;
                 }
             }
@@ -193,8 +194,9 @@ fn rows<I: ByteIsa, const T: u8, const R: usize, const N: usize>(
     }
 }
 
-/// How far ahead a single row asks for weights, in bytes.
-const AHEAD: usize = 2048;
+/// How far ahead a single row asks for weights in the second-level cache and in the first, in bytes.
+const FAR: usize = 5 << 10;
+const NEAR: usize = 3 << 9;
 
 type Vector<I> = <<I as ByteIsa>::Floats as Isa>::V;
 

@@ -6,10 +6,13 @@ use std::marker::PhantomData;
 use super::layout::Layout;
 use super::{FloatProduct, RUN};
 use crate::cpu::rows::Rows;
-use crate::cpu::simd::{Isa, Kernel, WIDTH, prefetch};
+use crate::cpu::simd::{Isa, Kernel, WIDTH, prefetch, prefetch_far};
 
 /// Columns that are made floats at a time. Two panels of them fill a third of a first-level cache.
 const STRETCH: usize = 2 * RUN;
+
+/// How far ahead of the next columns of a panel a single row asks for weights in the second-level cache, in bytes.
+const FAR: usize = 2 << 10;
 
 /// Columns of activations in a cache line.
 const BLOCK: usize = 16;
@@ -116,6 +119,7 @@ fn row_of_panels<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
             let x = [isa.splat(x[0]), isa.splat(x[1])];
             for w in 0..W {
                 for line in ahead[w][pair].as_chunks::<64>().0 {
+                    prefetch_far(line.as_ptr().wrapping_add(FAR));
                     prefetch(line);
                 }
                 let columns = L::columns(isa, &weights[w][pair]);
