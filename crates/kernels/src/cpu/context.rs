@@ -40,6 +40,7 @@ pub(crate) struct Lane<'a> {
     pub normed: &'a mut [f32],
     pub ints: &'a mut [u32],
     pub gathered: &'a mut [u32],
+    pub gathered_floats: &'a mut [f32],
     pub tiles: Tiles<'a>,
     pub work: &'a mut [f32],
     pub words: &'a mut [u32],
@@ -58,6 +59,7 @@ impl<'a> Lane<'a> {
                 normed: memory.normed.slice_mut(0..memory.normed.len()),
                 ints: memory.ints.slice_mut(0..memory.ints.len()),
                 gathered: memory.gathered.slice_mut(0..memory.gathered.len()),
+                gathered_floats: memory.gathered_floats.slice_mut(0..memory.gathered_floats.len()),
                 tiles: Tiles {
                     whole: memory.whole.slice_mut(0..memory.whole.len()),
                     tile: memory.tile.slice_mut(0..memory.tile.len()),

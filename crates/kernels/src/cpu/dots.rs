@@ -9,7 +9,8 @@
 
 use exotherm_tensor::DType;
 
-use super::integers::{GROUP, HALF_SCALED_SUMS, HALF_SUMS, IntRows, LINES, SCALE, SCALED_SUM, SUM, UnitOf};
+use super::groups::GROUP;
+use super::integers::{HALF_SCALED_SUMS, HALF_SUMS, IntRows, LINES, SCALE, SCALED_SUM, SUM, UnitOf};
 use super::panels::{Layout, Scales};
 use super::simd::{ByteIsa, ByteKernel, Isa, Level, WIDTH, prefetch, prefetch_far};
 
@@ -380,7 +381,8 @@ mod tests {
     use exotherm_tensor::formats;
 
     use super::*;
-    use crate::cpu::integers::{quantize, room_for, words_of};
+    use crate::cpu::groups::room_for;
+    use crate::cpu::integers::{quantize, words_of};
     use crate::cpu::panels::{UNIT, decode_panel_row, pack_panel};
 
     struct Numbers(u64);

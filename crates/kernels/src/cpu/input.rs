@@ -5,7 +5,8 @@
 use exotherm_tensor::DType;
 
 use super::context::{Ctx, Lane};
-use super::integers::{self, GROUP, IntRows, SingleRows, room_for, words_of};
+use super::groups::{FloatRows, GROUP, interleave, room_for};
+use super::integers::{self, IntRows, SingleRows, words_of};
 use super::pack::Packer;
 use super::rows::Rows;
 use super::vector::normalize;
@@ -42,7 +43,9 @@ pub(crate) struct Input {
     parts: usize,
     /// Whether every row of integers is a group of its own, for rows that are picked one by one.
     single: bool,
-    /// Whether rows are wanted as floats.
+    /// Whether there are weights that want floats.
+    interleaved: bool,
+    /// Whether the op itself wants rows as floats.
     floats: bool,
     /// Width of a row.
     width: usize,
@@ -55,7 +58,7 @@ pub(crate) struct Input {
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {
     /// Empty if no weights want floats.
-    pub floats: Rows<'a>,
+    pub floats: FloatRows<'a>,
     pub ints: IntRows<'a>,
     rows: usize,
 }
@@ -72,6 +75,7 @@ pub(crate) struct View<'a> {
     input: &'a Input,
     /// Empty if they are not wanted.
     pub floats: Rows<'a>,
+    interleaved: FloatRows<'a>,
     words: &'a [u32],
     rows: usize,
 }
@@ -111,7 +115,17 @@ impl Input {
 
     fn plain(source: Source, width: usize) -> Input {
         let slices = Vec::new();
-        Input { source, norm: None, parts: 1, single: false, floats: false, width, slices, words: 0 }
+        Input {
+            source,
+            norm: None,
+            parts: 1,
+            single: false,
+            interleaved: false,
+            floats: false,
+            width,
+            slices,
+            words: 0,
+        }
     }
 
     /// Finds out what the matrices want and takes the scratch for it.
@@ -120,7 +134,7 @@ impl Input {
         let types = |weight| program.matrix(weight).segments.iter().map(|s| s.dtype());
         for &(at, weight) in slices {
             let width = program.matrix(weight).n_in;
-            self.floats |= types(weight).any(|t| !t.is_quantized());
+            self.interleaved |= types(weight).any(|t| !t.is_quantized());
             if let Some(same) = self.slices.iter().find(|s| (s.at, s.width) == (at, width)) {
                 self.slices.push(Slice { is_first: false, ..*same });
                 continue;
@@ -139,12 +153,10 @@ impl Input {
         if self.norm.is_some() {
             packer.need(|s| &mut s.normed, &[self.width]);
         }
-        self.need_floats(packer)
-    }
-
-    fn need_floats(self, packer: &mut Packer) -> Input {
-        if self.norm.is_some() && self.floats {
-            packer.need(|s| &mut s.shared_normed, &[self.width, packer.max_rows()]);
+        match (self.interleaved, self.single) {
+            (false, _) => {}
+            (true, false) => packer.need(|s| &mut s.shared_interleaved, &[self.width, rows]),
+            (true, true) => packer.need(|s| &mut s.gathered_floats, &[self.width, rows]),
         }
         self
     }
@@ -152,7 +164,10 @@ impl Input {
     /// The same rows as floats, too.
     pub fn and_floats(mut self, packer: &mut Packer) -> Input {
         self.floats = true;
-        self.need_floats(packer)
+        if self.norm.is_some() {
+            packer.need(|s| &mut s.shared_normed, &[self.width, packer.max_rows()]);
+        }
+        self
     }
 
     /// Rows of the source in this step.
@@ -180,7 +195,13 @@ impl Input {
     }
 
     fn is_shared(&self, cx: &Ctx) -> bool {
-        self.source_rows(cx) > 1 && (self.norm.is_some() || self.words > 0)
+        self.source_rows(cx) > 1 && (self.norm.is_some() || self.words > 0 || self.in_groups())
+    }
+
+    /// Whether rows are made groups of floats for all lanes. Rows that are picked one by one are not: each lane makes
+    /// groups of those it picks.
+    fn in_groups(&self) -> bool {
+        self.interleaved && !self.single
     }
 
     /// Stages that `prepare` takes before `view` may be asked: one or none.
@@ -202,6 +223,15 @@ impl Input {
             let room = self.room(last - first);
             for row in first..last {
                 let x = self.normed(cx, rows, row, lane.normed);
+                if self.in_groups() {
+                    let at = first * self.width;
+                    // SAFETY: each group is written by one lane.
+                    let group = unsafe { cx.memory.interleaved.slice_mut(at..at + room * self.width) };
+                    if row == first && last - first < room {
+                        group.fill(0.0);
+                    }
+                    interleave(x, group, room, row - first);
+                }
                 for slice in self.made() {
                     let words = words_of(slice.width, 1).unwrap_or(0);
                     let at = slice.words_before * self.room(rows.len()) + first * words;
@@ -222,7 +252,7 @@ impl Input {
         self.slices.iter().filter(|slice| slice.ints && slice.is_first)
     }
 
-    /// A row, normed into shared memory if floats are wanted and else into `scratch`.
+    /// A row, normed into shared memory if the op wants floats and else into `scratch`.
     fn normed<'a>(&self, cx: &Ctx<'a>, rows: Rows<'a>, row: usize, scratch: &'a mut [f32]) -> &'a [f32] {
         let Some(norm) = &self.norm else { return rows.row(row) };
         let out = match self.floats {
@@ -250,7 +280,11 @@ impl Input {
             };
             // SAFETY: written in an earlier stage.
             let words = unsafe { cx.memory.ints.slice(0..self.words * self.room(n)) };
-            return View { input: self, floats, words, rows: n };
+            let floats_in_groups = if self.in_groups() { self.width * self.room(n) } else { 0 };
+            // SAFETY: written in an earlier stage.
+            let groups = unsafe { cx.memory.interleaved.slice(0..floats_in_groups) };
+            let interleaved = FloatRows::new(groups, self.width, n);
+            return View { input: self, floats, interleaved, words, rows: n };
         }
         let floats = match &self.norm {
             Some(norm) if n == 1 => {
@@ -267,7 +301,8 @@ impl Input {
                 integers::quantize(cx.level, &floats.row(row)[slice.at..][..slice.width], to, 1, 0);
             }
         }
-        View { input: self, floats, words: ints, rows: n }
+        let interleaved = if n == 1 { FloatRows::one(floats.row(0)) } else { FloatRows::one(&[]) };
+        View { input: self, floats, interleaved, words: ints, rows: n }
     }
 }
 
@@ -278,22 +313,36 @@ impl<'a> View<'a> {
         &self.words[slice.words_before * room..][..words]
     }
 
-    fn floats(&self, slice: &Slice) -> Rows<'a> {
-        if self.floats.len() == 0 { self.floats } else { self.floats.columns(slice.at, slice.width) }
-    }
-
     /// What the weights of slice `i` are multiplied with.
     pub fn operand(&self, i: usize) -> Operand<'a> {
         let slice = &self.input.slices[i];
         let ints = IntRows::new(self.words(slice), slice.width, self.rows);
-        Operand { floats: self.floats(slice), ints, rows: self.rows }
+        let floats = match self.input.in_groups() && self.rows > 0 {
+            true => self.interleaved.columns(slice.at, slice.width),
+            false => FloatRows::one(&[]),
+        };
+        Operand { floats, ints, rows: self.rows }
     }
 
     /// The same of these rows of an input that is picked from.
-    pub fn picked(&self, i: usize, rows: &'a [u32], gathered: &'a mut [u32]) -> Operand<'a> {
+    pub fn picked<'b>(
+        &self,
+        i: usize,
+        rows: &'b [u32],
+        gathered: &'b mut [u32],
+        gathered_floats: &'b mut [f32],
+    ) -> Operand<'b>
+    where
+        'a: 'b,
+    {
         let slice = &self.input.slices[i];
-        let floats = self.floats(slice);
-        let floats = if floats.len() == 0 { floats } else { floats.picked(rows) };
+        let floats = match self.input.interleaved {
+            true => {
+                let picked = self.floats.columns(slice.at, slice.width).picked(rows);
+                FloatRows::gathered(picked, gathered_floats)
+            }
+            false => FloatRows::one(&[]),
+        };
         let single = SingleRows { words: self.words(slice), width: slice.width };
         let ints = match slice.ints {
             true => single.gathered(rows, gathered),

@@ -1,7 +1,6 @@
 //! Rows of activations as integers, in the order in which the kernels read them.
 //!
-//! Rows lie in groups of eight, interleaved: for every unit of 32 columns there are sixteen lines, each with one word of
-//! every row of the group. What is left after the last eight rows makes a group of eight, four or one of its own.
+//! Rows lie in groups: for every unit of 32 columns there are sixteen lines, each with one word of every row of the group.
 //!
 //! | line | what a row's word is |
 //! |---|---|
@@ -13,6 +12,7 @@
 //! | 13, 14 | as 10, for either half of the unit |
 //! | 15 | nothing |
 
+use super::groups::{GROUP, group_rows};
 use super::panels::UNIT;
 use super::simd::{Isa, Kernel, Level, WIDTH};
 use crate::rounding::NOTHING;
@@ -25,25 +25,8 @@ pub(super) const SCALED_SUM: usize = 10;
 pub(super) const HALF_SUMS: usize = 11;
 pub(super) const HALF_SCALED_SUMS: usize = 13;
 
-/// Rows of a group.
-pub(super) const GROUP: usize = 8;
-
 /// One unit of a group of `R` rows.
 pub(super) type UnitOf<const R: usize> = [[u32; R]; LINES];
-
-/// How many rows a group that must hold `rows` has.
-fn group_rows(rows: usize) -> usize {
-    match rows {
-        0 | 1 => rows,
-        2..=4 => 4,
-        _ => GROUP,
-    }
-}
-
-/// Rows that `rows` rows take up, those included that only fill a group.
-pub(super) fn room_for(rows: usize) -> usize {
-    (rows / GROUP * GROUP).saturating_add(group_rows(rows % GROUP))
-}
 
 /// Rows of integers of one width.
 #[derive(Clone, Copy)]
@@ -183,6 +166,7 @@ fn quantized<I: Isa>(isa: I, x: &[f32; UNIT]) -> [u32; LINES] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::groups::room_for;
     use crate::rounding::int8_block;
 
     fn values(n: usize) -> Vec<f32> {

@@ -100,6 +100,8 @@ pub(crate) struct Memory {
     pub normed: Shared<f32>,
     /// Its rows as integers.
     pub ints: Shared<u32>,
+    /// Its rows in groups of floats.
+    pub interleaved: Shared<f32>,
     /// Whatever else the op that runs makes between its stages.
     pub work: Shared<f32>,
 }
@@ -112,6 +114,8 @@ pub(crate) struct LaneMemory {
     pub ints: Shared<u32>,
     /// Rows of integers that were picked out of others.
     pub gathered: Shared<u32>,
+    /// The same in groups of floats.
+    pub gathered_floats: Shared<f32>,
     /// The products of whole panels of which a part is wanted.
     pub whole: Shared<f32>,
     /// The outputs of a few columns for all rows.
@@ -125,10 +129,12 @@ pub(crate) struct LaneMemory {
 pub(crate) struct ScratchSizes {
     pub shared_normed: usize,
     pub shared_ints: usize,
+    pub shared_interleaved: usize,
     pub shared_work: usize,
     pub normed: usize,
     pub ints: usize,
     pub gathered: usize,
+    pub gathered_floats: usize,
     pub whole: usize,
     pub tile: usize,
     pub work: usize,
@@ -143,6 +149,7 @@ impl LaneMemory {
             normed: floats(sizes.normed)?,
             ints: words(sizes.ints)?,
             gathered: words(sizes.gathered)?,
+            gathered_floats: floats(sizes.gathered_floats)?,
             whole: floats(sizes.whole)?,
             tile: floats(sizes.tile)?,
             work: floats(sizes.work)?,
@@ -151,7 +158,7 @@ impl LaneMemory {
     }
 
     pub fn bytes(&self) -> usize {
-        let floats = [&self.normed, &self.whole, &self.tile, &self.work];
+        let floats = [&self.normed, &self.gathered_floats, &self.whole, &self.tile, &self.work];
         let words = [&self.ints, &self.gathered, &self.words];
         floats.iter().map(|s| s.bytes()).sum::<usize>() + words.iter().map(|s| s.bytes()).sum::<usize>()
     }

@@ -4,6 +4,7 @@ mod clock;
 mod context;
 mod dots;
 mod floats;
+mod groups;
 mod input;
 mod integers;
 mod kv;
@@ -155,6 +156,7 @@ fn take_memory(program: &Program, limits: &Limits, sizes: &ScratchSizes) -> Resu
         recurrent: recurrent.collect::<Result<_, _>>()?,
         normed: Shared::zeroed(sizes.shared_normed, "scratch")?,
         ints: Shared::zeroed(sizes.shared_ints, "scratch")?,
+        interleaved: Shared::zeroed(sizes.shared_interleaved, "scratch")?,
         work: Shared::zeroed(sizes.shared_work, "scratch")?,
     })
 }

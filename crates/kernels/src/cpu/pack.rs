@@ -19,7 +19,7 @@ use crate::ops::Op;
 use crate::program::{MatId, Matrix, Program};
 
 /// Columns of outputs that are made at a time for many rows.
-const TILE: usize = 32;
+const TILE: usize = 48;
 
 /// Columns of outputs that are made at a time for one row.
 const ONE_ROW_TILE: usize = 512;

@@ -1,15 +1,15 @@
-//! The loops: one row of activations reads the panels as they lie in memory, several share a stretch of two panels
+//! The loops: one row of activations reads the panels as they lie in memory, several share a stretch of three panels
 //! made floats. Both do the same sums in the same order.
 
 use std::marker::PhantomData;
 
 use super::layout::Layout;
 use super::{FloatProduct, RUN};
-use crate::cpu::rows::Rows;
+use crate::cpu::groups::{FloatRows, GROUP};
 use crate::cpu::simd::{Isa, Kernel, WIDTH, prefetch, prefetch_far};
 
-/// Columns that are made floats at a time. Two panels of them fill a third of a first-level cache.
-const STRETCH: usize = 2 * RUN;
+/// Columns that are made floats at a time. Three panels of them fill a quarter of a first-level cache.
+const STRETCH: usize = RUN;
 
 /// How far ahead of the next columns of a panel a single row asks for weights in the second-level cache, in bytes.
 const FAR: usize = 2 << 10;
@@ -17,9 +17,9 @@ const FAR: usize = 2 << 10;
 /// Columns of activations in a cache line.
 const BLOCK: usize = 16;
 
-/// Two panels' columns as floats: one column's vectors after the other's.
+/// Three panels' columns as floats: one column's vectors after the other's.
 #[repr(align(64))]
-struct Stretch([[f32; WIDTH]; 2 * STRETCH]);
+struct Stretch([[f32; WIDTH]; 3 * STRETCH]);
 
 pub(super) struct Products<'a, L, const BYTES: usize> {
     product: FloatProduct<'a>,
@@ -42,19 +42,22 @@ impl<L: Layout<BYTES>, const BYTES: usize> Kernel for Products<'_, L, BYTES> {
         let per_panel = n_in.div_ceil(2);
         match x.len() {
             0 => return,
-            1 => return one_row::<I, L, BYTES>(isa, pairs, x.row(0), out),
+            1 => return one_row::<I, L, BYTES>(isa, pairs, x.group(0).0, out),
             _ => {}
         }
-        let mut stretch = Stretch([[0.0; WIDTH]; 2 * STRETCH]);
+        let mut stretch = Stretch([[0.0; WIDTH]; 3 * STRETCH]);
         let (mut at, end) = (0, pairs.len() / per_panel);
         while at < end {
             let (panels, out) = (&pairs[at * per_panel..], &mut out[at * WIDTH..]);
             at += match end - at {
                 // Without registers for more sums, one panel's are all that is kept.
-                2.. if I::MANY_REGISTERS => {
-                    many_rows::<I, L, BYTES, 2>(isa, panels, x, &mut stretch, out, stride)
+                3.. if I::MANY_REGISTERS => {
+                    many_rows::<I, L, BYTES, 3>(isa, panels, n_in, x, &mut stretch, out, stride)
                 }
-                _ => many_rows::<I, L, BYTES, 1>(isa, panels, x, &mut stretch, out, stride),
+                2 if I::MANY_REGISTERS => {
+                    many_rows::<I, L, BYTES, 2>(isa, panels, n_in, x, &mut stretch, out, stride)
+                }
+                _ => many_rows::<I, L, BYTES, 1>(isa, panels, n_in, x, &mut stretch, out, stride),
             };
         }
     }
@@ -142,18 +145,18 @@ fn row_of_panels<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
     W
 }
 
-/// Two panels, or one, times all rows, a stretch of columns at a time. The totals are kept in `out`. Returns how many
+/// Up to three panels times all rows, a stretch of columns at a time. The totals are kept in `out`. Returns how many
 /// panels they are.
 #[inline(always)]
 fn many_rows<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
     isa: I,
     panels: &[[u8; BYTES]],
-    x: Rows,
+    n_in: usize,
+    x: FloatRows,
     stretch: &mut Stretch,
     out: &mut [f32],
     stride: usize,
 ) -> usize {
-    let n_in = x.row(0).len();
     let per_panel = n_in.div_ceil(2);
     for first in (0..n_in).step_by(STRETCH) {
         let columns = STRETCH.min(n_in - first);
@@ -164,18 +167,25 @@ fn many_rows<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
         to_floats::<I, L, BYTES, W>(isa, weights, stretch);
         let next = next_part::<BYTES, W>(panels, per_panel, first / 2, weights);
         let (weights, _) = stretch.0.as_chunks::<W>();
-        let part = Part { weights: &weights[..columns], first, x: x.columns(first, columns), stride };
+        let part = Part { weights: &weights[..columns], is_first: first == 0, stride };
+        let x = x.columns(first, columns);
         let mut ahead = Ahead::<W>::new(next, x.len() * columns);
-        let (mut row, end) = (0, x.len());
-        while row < end {
+        for row in (0..x.len()).step_by(GROUP) {
+            let (columns, members, used) = x.group(row);
+            // After the last group comes the first again, with the next stretch.
+            let next = x.group(if row + GROUP < x.len() { row + GROUP } else { 0 }).0;
             let out = &mut out[row * stride..];
-            row += match end - row {
-                8.. if I::MANY_REGISTERS => part.rows::<I, 8>(isa, row, &mut ahead, out),
-                6.. if !I::MANY_REGISTERS => part.rows::<I, 6>(isa, row, &mut ahead, out),
-                4.. => part.rows::<I, 4>(isa, row, &mut ahead, out),
-                2.. => part.rows::<I, 2>(isa, row, &mut ahead, out),
-                _ => part.rows::<I, 1>(isa, row, &mut ahead, out),
-            };
+            let group = Group { columns, next, first: 0, used };
+            match members {
+                GROUP if I::MANY_REGISTERS => part.rows::<I, GROUP, GROUP>(isa, group, &mut ahead, out),
+                GROUP => {
+                    part.rows::<I, GROUP, 4>(isa, Group { used: 4, ..group }, &mut ahead, out);
+                    let rest = Group { first: 4, used: used - 4, ..group };
+                    part.rows::<I, GROUP, 4>(isa, rest, &mut ahead, &mut out[4 * stride..]);
+                }
+                4 => part.rows::<I, 4, 4>(isa, group, &mut ahead, out),
+                _ => part.rows::<I, 1, 1>(isa, group, &mut ahead, out),
+            }
         }
     }
     W
@@ -227,62 +237,85 @@ fn to_floats<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
     }
 }
 
-/// A stretch of `W` panels and the same columns of the activations.
+/// Rows of a group, from `first` on: the first `used` of as many as there are registers for.
+#[derive(Clone, Copy)]
+struct Group<'a> {
+    /// The columns of the stretch, of all rows of the group.
+    columns: &'a [f32],
+    /// The same of the group that comes next, which is brought near meanwhile.
+    next: &'a [f32],
+    first: usize,
+    used: usize,
+}
+
+/// A stretch of `W` panels.
 struct Part<'a, const W: usize> {
     weights: &'a [[[f32; WIDTH]; W]],
-    /// The first column.
-    first: usize,
-    x: Rows<'a>,
+    /// Whether no columns come before it.
+    is_first: bool,
     stride: usize,
 }
 
 impl<const W: usize> Part<'_, W> {
-    /// Adds what the stretch has for `X` rows to their totals; returns how many they are.
+    /// Adds what the stretch has for `X` rows of a group of `R` to their totals.
     #[inline(always)]
-    fn rows<I: Isa, const X: usize>(
+    fn rows<I: Isa, const R: usize, const X: usize>(
         &self,
         isa: I,
-        row: usize,
+        group: Group,
         ahead: &mut Ahead<W>,
         out: &mut [f32],
-    ) -> usize {
-        let (mut x, mut next) = ([self.x.row(row); X], [self.x.row(row); X]);
-        for r in 0..X {
-            x[r] = self.x.row(row + r);
-            next[r] = self.x.row((row + X + r).min(self.x.len() - 1));
-        }
-        for (run, weights) in self.weights.chunks(RUN).enumerate() {
+    ) {
+        let Group { columns, next, first, used } = group;
+        let columns = columns.as_chunks::<R>().0;
+        let runs = self.weights.chunks(RUN).zip(columns.chunks(RUN));
+        for (run, (weights, columns)) in runs.enumerate() {
             let mut sums = [[isa.zero(); W]; X];
-            for (block, weights) in weights.chunks(BLOCK).enumerate() {
-                let first = run * RUN + block * BLOCK;
+            let (blocks, last) = weights.as_chunks::<BLOCK>();
+            let (blocks_of_x, last_of_x) = columns.as_chunks::<BLOCK>();
+            for (block, (weights, x)) in blocks.iter().zip(blocks_of_x).enumerate() {
                 ahead.advance(X);
-                let mut part = x;
-                for r in 0..X {
-                    prefetch(&next[r][first]);
-                    part[r] = &x[r][first..][..weights.len()];
+                let at = (run * RUN + block * BLOCK) * R;
+                for line in 0..X {
+                    prefetch(next.as_ptr().wrapping_add(at + (first + line) * BLOCK));
                 }
-                for (column, weights) in weights.iter().enumerate() {
-                    let mut vectors = [isa.zero(); W];
-                    for w in 0..W {
-                        vectors[w] = isa.load(&weights[w]);
-                    }
-                    for r in 0..X {
-                        let x = isa.splat(part[r][column]);
-                        for w in 0..W {
-                            sums[r][w] = isa.fma(vectors[w], x, sums[r][w]);
-                        }
-                    }
+                // A constant number of times: else the compiler copies all sums once for every column.
+                for c in 0..BLOCK {
+                    add_column::<I, R, X, W>(isa, &weights[c], &x[c], first, &mut sums);
                 }
             }
-            let is_first = self.first + run == 0;
-            for r in 0..X {
+            for (weights, x) in last.iter().zip(last_of_x) {
+                add_column::<I, R, X, W>(isa, weights, x, first, &mut sums);
+            }
+            for r in 0..X.min(used) {
                 let totals = out[r * self.stride..][..W * WIDTH].as_chunks_mut::<WIDTH>().0;
                 for w in 0..W {
-                    let total = if is_first { sums[r][w] } else { isa.add(isa.load(&totals[w]), sums[r][w]) };
+                    let sum = sums[r][w];
+                    let is_first = self.is_first && run == 0;
+                    let total = if is_first { sum } else { isa.add(isa.load(&totals[w]), sum) };
                     isa.store(total, &mut totals[w]);
                 }
             }
         }
-        X
+    }
+}
+
+#[inline(always)]
+fn add_column<I: Isa, const R: usize, const X: usize, const W: usize>(
+    isa: I,
+    weights: &[[f32; WIDTH]; W],
+    x: &[f32; R],
+    first: usize,
+    sums: &mut [[I::V; W]; X],
+) {
+    let mut vectors = [isa.zero(); W];
+    for w in 0..W {
+        vectors[w] = isa.load(&weights[w]);
+    }
+    for r in 0..X {
+        let x = isa.splat(x[first + r]);
+        for w in 0..W {
+            sums[r][w] = isa.fma(vectors[w], x, sums[r][w]);
+        }
     }
 }

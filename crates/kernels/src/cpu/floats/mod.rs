@@ -16,7 +16,7 @@ mod tests;
 
 use exotherm_tensor::DType;
 
-use super::rows::Rows;
+use super::groups::FloatRows;
 use super::simd::Level;
 use kernels::Products;
 
@@ -31,7 +31,7 @@ pub(super) struct FloatProduct<'a> {
     /// Whole panels, one after another.
     pub panels: &'a [u8],
     pub n_in: usize,
-    pub x: Rows<'a>,
+    pub x: FloatRows<'a>,
     /// The product of activation row `r` and lane `l` of panel `p` goes to `out[r * stride + 16 * p + l]`.
     pub out: &'a mut [f32],
     pub stride: usize,

@@ -4,6 +4,8 @@ use exotherm_tensor::formats;
 
 use super::*;
 use crate::conformance::data::Numbers;
+use crate::cpu::groups::room_for;
+use crate::cpu::rows::Rows;
 use crate::cpu::simd::WIDTH;
 
 const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -38,6 +40,8 @@ impl Matrix {
     /// The products with every row, in rows of `stride`; the places between are left as they were.
     fn products(&self, level: Level, x: Rows, stride: usize) -> Vec<f32> {
         let mut out = vec![7.0; (x.len() - 1) * stride + self.padded()];
+        let mut groups = vec![f32::NAN; room_for(x.len()) * self.n_in];
+        let x = FloatRows::gathered(x, &mut groups);
         let Matrix { dtype, ref panels, n_in, .. } = *self;
         product(level, FloatProduct { dtype, panels, n_in, x, out: &mut out, stride });
         out
@@ -126,6 +130,8 @@ fn panels_alone_and_together() {
             for rows in [1, 3] {
                 let x = Rows::new(&x, 201, 201, rows);
                 let together = matrix.products(level, x, matrix.padded());
+                let mut groups = vec![f32::NAN; room_for(rows) * 201];
+                let x = FloatRows::gathered(x, &mut groups);
                 for (i, panels) in matrix.panels.chunks(panel_bytes(dtype, 201).unwrap()).enumerate() {
                     let (mut out, stride) = (vec![0.0; rows * WIDTH], WIDTH);
                     product(level, FloatProduct { dtype, panels, n_in: 201, x, out: &mut out, stride });

@@ -48,7 +48,7 @@ impl CpuOp for Step {
                 }
                 let from = expert * width + first;
                 let tile = &mut lane.tiles.tile[..rows.len() * n];
-                let x = hidden.picked(0, visits.pairs(expert), lane.gathered);
+                let x = hidden.picked(0, visits.pairs(expert), lane.gathered, lane.gathered_floats);
                 self.down.product(cx.level, from..from + n, x, lane.tiles.whole, tile);
                 for ((&row, &choice), y) in rows.iter().zip(choices).zip(tile.chunks_exact(n)) {
                     let pair = row as usize * top_k + choice as usize;

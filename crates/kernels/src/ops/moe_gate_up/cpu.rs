@@ -38,7 +38,7 @@ impl CpuOp for Step {
             if rows.is_empty() {
                 continue;
             }
-            let (x, width) = (x.picked(0, rows, lane.gathered), tile(rows.len()));
+            let (x, width) = (x.picked(0, rows, lane.gathered, lane.gathered_floats), tile(rows.len()));
             for first in columns.clone().step_by(width) {
                 let n = width.min(columns.end - first);
                 let tile = &mut *lane.tiles.tile;

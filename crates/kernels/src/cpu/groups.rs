@@ -1,0 +1,118 @@
+//! Groups of rows: activations of eight rows lie interleaved, so that a kernel reads one stream of them, whatever the
+//! width of a row. What is left after the last eight rows makes a group of eight, four or one of its own.
+
+use super::rows::Rows;
+
+/// Rows of a group.
+pub(super) const GROUP: usize = 8;
+
+/// How many rows a group that must hold `rows` has.
+pub(super) fn group_rows(rows: usize) -> usize {
+    match rows {
+        0 | 1 => rows,
+        2..=4 => 4,
+        _ => GROUP,
+    }
+}
+
+/// Rows that `rows` rows take up, those included that only fill a group.
+pub(super) fn room_for(rows: usize) -> usize {
+    (rows / GROUP * GROUP).saturating_add(group_rows(rows % GROUP))
+}
+
+/// Rows of floats in groups: in a group, a column's floats of all its rows lie together.
+#[derive(Clone, Copy)]
+pub(crate) struct FloatRows<'a> {
+    data: &'a [f32],
+    /// Columns that the groups have, the first that is meant, and how many are.
+    stride: usize,
+    at: usize,
+    width: usize,
+    rows: usize,
+}
+
+impl<'a> FloatRows<'a> {
+    /// Groups that `interleave` wrote.
+    pub fn new(data: &'a [f32], width: usize, rows: usize) -> FloatRows<'a> {
+        FloatRows { data, stride: width, at: 0, width, rows }
+    }
+
+    /// A row alone is its own group.
+    pub fn one(row: &'a [f32]) -> FloatRows<'a> {
+        FloatRows::new(row, row.len(), 1)
+    }
+
+    /// These rows in groups; `out` has room for them all.
+    pub fn gathered(rows: Rows<'a>, out: &'a mut [f32]) -> FloatRows<'a> {
+        let n = rows.len();
+        if n == 1 {
+            return FloatRows::one(rows.row(0));
+        }
+        let width = if n == 0 { 0 } else { rows.row(0).len() };
+        for first in (0..n).step_by(GROUP) {
+            let members = group_rows((n - first).min(GROUP));
+            let group = &mut out[first * width..][..members * width];
+            for member in 0..members {
+                match first + member < n {
+                    true => interleave(rows.row(first + member), group, members, member),
+                    false => group.iter_mut().skip(member).step_by(members).for_each(|x| *x = 0.0),
+                }
+            }
+        }
+        FloatRows::new(out, width, n)
+    }
+
+    /// Elements `at..at + width` of every row.
+    pub fn columns(self, at: usize, width: usize) -> FloatRows<'a> {
+        assert!(at + width <= self.width);
+        FloatRows { at: self.at + at, width, ..self }
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// The columns of the group that row `first`, a multiple of eight, begins, how many rows it has and how many of
+    /// them are used.
+    #[inline(always)]
+    pub fn group(&self, first: usize) -> (&'a [f32], usize, usize) {
+        let used = (self.rows - first).min(GROUP);
+        let members = group_rows(used);
+        (&self.data[first * self.stride + self.at * members..][..self.width * members], members, used)
+    }
+}
+
+/// Writes row `member` of a group of `members` rows.
+pub(super) fn interleave(row: &[f32], group: &mut [f32], members: usize, member: usize) {
+    for (to, from) in group.chunks_exact_mut(members).zip(row) {
+        to[member] = *from;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_hold_what_rows_hold() {
+        let width = 7;
+        let x: Vec<f32> = (0..20 * width).map(|i| i as f32).collect();
+        let index = [3, 9, 0, 1, 19, 4, 4, 8, 2, 7, 6, 5];
+        for n in 1..=index.len() {
+            let rows = Rows::new(&x, width, width, 20).picked(&index[..n]);
+            let mut out = vec![f32::NAN; room_for(n) * width];
+            let groups = FloatRows::gathered(rows, &mut out).columns(2, 4);
+            assert_eq!(groups.len(), n);
+            for first in (0..n).step_by(GROUP) {
+                let (group, members, used) = groups.group(first);
+                assert_eq!((group.len(), used), (4 * members, (n - first).min(GROUP)));
+                for (c, column) in group.chunks(members).enumerate() {
+                    for (r, have) in column.iter().enumerate() {
+                        let want = if r < used { rows.row(first + r)[2 + c] } else { 0.0 };
+                        assert_eq!(*have, want, "{n} rows, row {}, column {c}", first + r);
+                    }
+                }
+            }
+        }
+    }
+}
