@@ -1,7 +1,12 @@
-//! The paged cache of a layer, laid out for the attention kernels.
+//! The paged cache, laid out for the attention kernels.
+//!
+//! A block's keys and values of all layers lie together, and block after block: so memory is touched as a context grows,
+//! front to back, and large pages hold what is in use and nothing else.
 //!
 //! Keys of a block of a KV head lie transposed, `[head_dim][position]`, so that the scores of all its positions are a
 //! sum of vectors, one for each element of the head. Values lie `[position][head_dim]`, padded to whole vectors.
+
+use std::sync::Arc;
 
 use exotherm_tensor::formats::{f16_to_f32, f32_to_f16};
 
@@ -14,10 +19,11 @@ use crate::program::KvLayer;
 // A block's scores are one vector.
 const _: () = assert!(BLOCK == WIDTH);
 
-/// Elements of the cache as they are stored.
+/// Elements of the cache as they are stored, those of all layers.
+#[derive(Clone)]
 pub(crate) enum Cells {
-    F32(Shared<f32>),
-    F16(Shared<u16>),
+    F32(Arc<Shared<f32>>),
+    F16(Arc<Shared<u16>>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,6 +37,10 @@ pub(crate) struct KvPool {
     cells: Cells,
     side: Side,
     layer: KvLayer,
+    /// Where they begin in a block, and elements of a block of all layers.
+    first: usize,
+    stride: usize,
+    blocks: usize,
 }
 
 /// How one element of the cache is stored.
@@ -75,59 +85,75 @@ pub(crate) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(WIDTH)
 }
 
+/// Elements that a position of a head takes.
+fn of_position(side: Side, layer: KvLayer) -> usize {
+    match side {
+        Side::Keys => layer.head_dim,
+        Side::Values => padded(layer.head_dim),
+    }
+}
+
+/// Elements of a block of a layer's side.
+fn of_layer(side: Side, layer: KvLayer) -> Option<usize> {
+    BLOCK.checked_mul(layer.kv_heads)?.checked_mul(of_position(side, layer))
+}
+
 impl KvPool {
+    /// The keys of every layer, and the values.
     pub fn zeroed(
-        side: Side,
         kv_type: KvType,
         blocks: usize,
-        layer: KvLayer,
-    ) -> Result<KvPool, BackendError> {
+        layers: &[KvLayer],
+    ) -> Result<[Vec<KvPool>; 2], BackendError> {
         let what = "the KV cache";
-        let of_head = if side == Side::Keys { layer.head_dim } else { padded(layer.head_dim) };
-        let factors = [blocks, BLOCK, layer.kv_heads, of_head];
-        let len = factors.iter().try_fold(1usize, |product, &f| product.checked_mul(f));
-        let len = len.ok_or(BackendError::Memory { what, bytes: usize::MAX })?;
-        let cells = match kv_type {
-            KvType::F32 => Cells::F32(Shared::zeroed(len, what)?),
-            KvType::F16 => Cells::F16(Shared::zeroed(len, what)?),
+        let too_large = BackendError::Memory { what, bytes: usize::MAX };
+        let sides = layers.iter().flat_map(|&layer| [(Side::Keys, layer), (Side::Values, layer)]);
+        let stride =
+            sides.clone().try_fold(0usize, |sum, (side, layer)| sum.checked_add(of_layer(side, layer)?));
+        let Some((stride, len)) = stride.and_then(|stride| Some((stride, stride.checked_mul(blocks)?)))
+        else {
+            return Err(too_large);
         };
-        Ok(KvPool { cells, side, layer })
+        let cells = match kv_type {
+            KvType::F32 => Cells::F32(Arc::new(Shared::zeroed(len, what)?.on_large_pages())),
+            KvType::F16 => Cells::F16(Arc::new(Shared::zeroed(len, what)?.on_large_pages())),
+        };
+        let (mut pools, mut first) = ([Vec::new(), Vec::new()], 0);
+        for (side, layer) in sides {
+            let cells = cells.clone();
+            pools[side as usize].push(KvPool { cells, side, layer, first, stride, blocks });
+            first += of_layer(side, layer).unwrap_or(0);
+        }
+        Ok(pools)
     }
 
     pub fn bytes(&self) -> usize {
-        match &self.cells {
-            Cells::F32(cells) => cells.bytes(),
-            Cells::F16(cells) => cells.bytes(),
-        }
+        let size = match &self.cells {
+            Cells::F32(_) => 4,
+            Cells::F16(_) => 2,
+        };
+        self.blocks * self.layer.kv_heads * self.of_block() * size
     }
 
     pub fn cells(&self) -> &Cells {
         &self.cells
     }
 
-    /// Elements that a position of a head takes.
-    fn of_position(&self) -> usize {
-        match self.side {
-            Side::Keys => self.layer.head_dim,
-            Side::Values => padded(self.layer.head_dim),
-        }
-    }
-
     /// Elements of a block of one head.
     pub fn of_block(&self) -> usize {
-        BLOCK * self.of_position()
+        BLOCK * of_position(self.side, self.layer)
     }
 
     /// Where a head of a block begins.
     pub fn block_at(&self, block: usize, head: usize) -> usize {
-        (block * self.layer.kv_heads + head) * self.of_block()
+        block * self.stride + self.first + head * self.of_block()
     }
 
     /// Where an element of a position of a block that begins at `at` lies.
     fn place(&self, at: usize, position: usize, element: usize) -> usize {
         match self.side {
             Side::Keys => at + element * BLOCK + position,
-            Side::Values => at + position * self.of_position() + element,
+            Side::Values => at + position * of_position(self.side, self.layer) + element,
         }
     }
 
@@ -176,12 +202,8 @@ impl KvPool {
 
     /// Where all elements lie, in canonical order.
     fn places(&self) -> impl Iterator<Item = usize> + '_ {
-        let len = match &self.cells {
-            Cells::F32(cells) => cells.len(),
-            Cells::F16(cells) => cells.len(),
-        };
-        let positions =
-            (0..len).step_by(self.of_block().max(1)).flat_map(|at| (0..BLOCK).map(move |p| (at, p)));
+        let heads = move |block| (0..self.layer.kv_heads).map(move |head| self.block_at(block, head));
+        let positions = (0..self.blocks).flat_map(heads).flat_map(|at| (0..BLOCK).map(move |p| (at, p)));
         positions.flat_map(move |(at, p)| (0..self.layer.head_dim).map(move |i| self.place(at, p, i)))
     }
 

@@ -44,7 +44,6 @@ pub(crate) use vector::{activate, gate, mean_and_scale, normalize, shift_mix, so
 pub(crate) use visits::Visits;
 pub(crate) use {math::exp, math::sigmoid, math::tanh};
 
-use kv::Side;
 use memory::{LaneMemory, Memory, ScratchSizes};
 use recorder::Recorder;
 use simd::Level;
@@ -141,18 +140,15 @@ fn take_memory(program: &Program, limits: &Limits, sizes: &ScratchSizes) -> Resu
         let what = "activations";
         Shared::zeroed(product(what, &[slot.width, rows_of(slot.rows)])?, what)
     });
-    let pools = |side| {
-        let pool = |&layer: &crate::KvLayer| KvPool::zeroed(side, limits.kv_type, limits.blocks, layer);
-        program.state().kv.iter().map(pool).collect::<Result<Vec<_>, _>>()
-    };
+    let [keys, values] = KvPool::zeroed(limits.kv_type, limits.blocks, &program.state().kv)?;
     let recurrent = program.state().recurrent.iter().map(|&width| {
         let what = "the recurrent state";
         Shared::zeroed(product(what, &[width, limits.slots])?, what)
     });
     Ok(Memory {
         slots: slots.collect::<Result<_, _>>()?,
-        keys: pools(Side::Keys)?,
-        values: pools(Side::Values)?,
+        keys,
+        values,
         recurrent: recurrent.collect::<Result<_, _>>()?,
         normed: Shared::zeroed(sizes.shared_normed, "scratch")?,
         ints: Shared::zeroed(sizes.shared_ints, "scratch")?,
@@ -226,12 +222,13 @@ impl Executor for CpuExecutor {
         let m = &self.memory;
         let vectors = self.program.weight_bytes()
             - self.program.matrices().iter().map(|matrix| matrix.bytes()).sum::<usize>();
+        let shared = m.normed.bytes() + m.ints.bytes() + m.interleaved.bytes() + m.work.bytes();
         let lanes: usize = self.lanes.iter().map(LaneMemory::bytes).sum();
         MemoryUse {
             weights: self.matrix_bytes + vectors,
             kv: pools(&m.keys) + pools(&m.values),
             recurrent: floats(&m.recurrent),
-            scratch: floats(&m.slots) + m.normed.bytes() + m.ints.bytes() + m.work.bytes() + lanes,
+            scratch: floats(&m.slots) + shared + lanes,
         }
     }
 

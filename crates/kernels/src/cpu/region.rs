@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 
 /// Where large pages begin and how large they are.
 #[cfg(unix)]
-const LARGE: usize = 2 << 20;
+pub(super) const LARGE: usize = 2 << 20;
 
 /// Zeroed bytes that begin on a cache line, of which several lanes write disjoint parts.
 #[cfg(unix)]

@@ -28,7 +28,7 @@ const PART: usize = 256;
 /// Positions whose scores are made at a time.
 const STEP: usize = 64;
 /// Queries that share a read of the cache, unless one row has more.
-const TILE: usize = 48;
+const TILE: usize = 96;
 /// Floats of shared memory that a unit may be given even where one row of the longest context needs less.
 const SLOT: usize = 1 << 16;
 
