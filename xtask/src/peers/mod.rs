@@ -27,7 +27,8 @@ const QUESTION: &str = "The lighthouse at the end of the pier was built in 1874 
 /// Tokens that both must write alike on F16 weights.
 const ALIKE: usize = 24;
 /// How far the distributions may be apart, in nats on average, and how often the likeliest token must be the same. llama.cpp
-/// rounds activations to 8 bits for most quantized types, which alone costs it about 3e-3 nats against exact arithmetic.
+/// rounds activations to 8 bits for most quantized types, which alone costs it about 3e-3 nats against exact arithmetic; of the
+/// question's 52 positions the two agree at 49 or more on every file here.
 const MEAN_KL: f64 = 1e-2;
 const TOP1: f64 = 0.9;
 
@@ -199,8 +200,14 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     println!("{about}");
     let folder = root.join("target/peers-models");
     let maker = Maker { folder: &folder, scripts: &scripts, python: &python, exotherm: &exotherm };
-    let mut session =
-        Session { options, exotherm: &exotherm, peer: &mut peer, folder: &folder, notes: Vec::new() };
+    let mut session = Session {
+        options,
+        exotherm: &exotherm,
+        peer: &mut peer,
+        folder: &folder,
+        notes: Vec::new(),
+        differ: Vec::new(),
+    };
     let floats = maker.path("smollm2.f16", session.peer)?;
     session.same_tokens(&floats)?;
     let mut measured = Vec::new();
@@ -213,6 +220,12 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     let notes = session.notes.join("\n");
     let result = format!("{}\n\n{notes}\n", table::whole(&measured));
     println!("\n{result}");
+    if !session.differ.is_empty() {
+        bail!(
+            "the two do not compute the same with {}: its figures are worth nothing",
+            session.differ.join(", ")
+        );
+    }
     if options.write {
         let path = root.join("benches/PEERS.md");
         let kept = format!(
@@ -273,6 +286,8 @@ struct Session<'a> {
     folder: &'a Path,
     /// What was found before the timing.
     notes: Vec<String>,
+    /// Files of which the two hold different distributions.
+    differ: Vec<String>,
 }
 
 impl Session<'_> {
@@ -326,7 +341,8 @@ impl Session<'_> {
             100.0 * TOP1
         );
         if !(top1 >= TOP1 && mean <= MEAN_KL) {
-            bail!("the two do not compute the same model:\n{said}");
+            eprintln!("the two do not compute the same model:\n{said}");
+            self.differ.push(name.to_string());
         }
         self.notes.push(said);
         Ok(())

@@ -197,7 +197,7 @@ fn rows<I: ByteIsa, const T: u8, const R: usize, const N: usize>(
 
 /// How far ahead a single row asks for weights in the second-level cache and in the first, in bytes.
 const FAR: usize = 5 << 10;
-const NEAR: usize = 3 << 9;
+const NEAR: usize = 1536;
 
 type Vector<I> = <<I as ByteIsa>::Floats as Isa>::V;
 

@@ -37,6 +37,10 @@ impl<'a> FloatRows<'a> {
         FloatRows { data, stride: width, at: 0, width, rows }
     }
 
+    pub fn none() -> FloatRows<'a> {
+        FloatRows::new(&[], 0, 0)
+    }
+
     /// A row alone is its own group.
     pub fn one(row: &'a [f32]) -> FloatRows<'a> {
         FloatRows::new(row, row.len(), 1)

@@ -1,5 +1,5 @@
-//! The rows that an op multiplies weights with: normed where the op norms them, as integers where the weights are
-//! quantized. Many rows are made ready by all lanes before a barrier; one row every lane makes ready for itself, which is
+//! The rows that an op multiplies weights with: normed where the op norms them, in groups, as integers where the weights are
+//! quantized and as floats where they are not. Many rows are made ready by all lanes before a barrier; one row every lane makes ready for itself, which is
 //! cheaper than the barrier and gives the same bits.
 
 use exotherm_tensor::DType;
@@ -73,7 +73,7 @@ impl Operand<'_> {
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     input: &'a Input,
-    /// Empty if they are not wanted.
+    /// Empty if there is a norm and the op does not want them.
     pub floats: Rows<'a>,
     interleaved: FloatRows<'a>,
     words: &'a [u32],
@@ -209,7 +209,7 @@ impl Input {
         usize::from(self.is_shared(cx))
     }
 
-    /// Rows of integers that `rows` rows take up.
+    /// Rows that `rows` rows take up in groups.
     fn room(&self, rows: usize) -> usize {
         if self.single { rows } else { room_for(rows) }
     }
@@ -301,7 +301,7 @@ impl Input {
                 integers::quantize(cx.level, &floats.row(row)[slice.at..][..slice.width], to, 1, 0);
             }
         }
-        let interleaved = if n == 1 { FloatRows::one(floats.row(0)) } else { FloatRows::one(&[]) };
+        let interleaved = if n == 1 { FloatRows::one(floats.row(0)) } else { FloatRows::none() };
         View { input: self, floats, interleaved, words: ints, rows: n }
     }
 }
@@ -319,7 +319,7 @@ impl<'a> View<'a> {
         let ints = IntRows::new(self.words(slice), slice.width, self.rows);
         let floats = match self.input.in_groups() && self.rows > 0 {
             true => self.interleaved.columns(slice.at, slice.width),
-            false => FloatRows::one(&[]),
+            false => FloatRows::none(),
         };
         Operand { floats, ints, rows: self.rows }
     }
@@ -341,7 +341,7 @@ impl<'a> View<'a> {
                 let picked = self.floats.columns(slice.at, slice.width).picked(rows);
                 FloatRows::gathered(picked, gathered_floats)
             }
-            false => FloatRows::one(&[]),
+            false => FloatRows::none(),
         };
         let single = SingleRows { words: self.words(slice), width: slice.width };
         let ints = match slice.ints {

@@ -1,7 +1,7 @@
 //! The paged cache, laid out for the attention kernels.
 //!
 //! A block's keys and values of all layers lie together, and block after block: so memory is touched as a context grows,
-//! front to back, and large pages hold what is in use and nothing else.
+//! front to back, and large pages hold what is in use.
 //!
 //! Keys of a block of a KV head lie transposed, `[head_dim][position]`, so that the scores of all its positions are a
 //! sum of vectors, one for each element of the head. Values lie `[position][head_dim]`, padded to whole vectors.
@@ -32,7 +32,7 @@ pub(crate) enum Side {
     Values,
 }
 
-/// Keys or values of a layer, `[block][kv head]` and in it as the side has it.
+/// Keys or values of a layer: of each block a part, `[kv head]` and in it as the side has it.
 pub(crate) struct KvPool {
     cells: Cells,
     side: Side,
@@ -98,6 +98,14 @@ fn of_layer(side: Side, layer: KvLayer) -> Option<usize> {
     BLOCK.checked_mul(layer.kv_heads)?.checked_mul(of_position(side, layer))
 }
 
+/// Elements to leave out after a block, so that the blocks of one head do not all fall on the same few places of the
+/// processor's caches, as they do where a block is a multiple of their pages.
+fn between_blocks(elements: usize, size: usize) -> usize {
+    const PAGE: usize = 4096;
+    let is_multiple = elements.checked_mul(size).is_some_and(|bytes| bytes > 0 && bytes.is_multiple_of(PAGE));
+    if is_multiple { PAGE / 2 / size } else { 0 }
+}
+
 impl KvPool {
     /// The keys of every layer, and the values.
     pub fn zeroed(
@@ -110,8 +118,12 @@ impl KvPool {
         let sides = layers.iter().flat_map(|&layer| [(Side::Keys, layer), (Side::Values, layer)]);
         let stride =
             sides.clone().try_fold(0usize, |sum, (side, layer)| sum.checked_add(of_layer(side, layer)?));
-        let Some((stride, len)) = stride.and_then(|stride| Some((stride, stride.checked_mul(blocks)?)))
-        else {
+        let size = if kv_type == KvType::F32 { 4 } else { 2 };
+        let sizes = stride.and_then(|stride| {
+            let stride = stride.checked_add(between_blocks(stride, size))?;
+            Some((stride, stride.checked_mul(blocks)?))
+        });
+        let Some((stride, len)) = sizes else {
             return Err(too_large);
         };
         let cells = match kv_type {
@@ -127,12 +139,12 @@ impl KvPool {
         Ok(pools)
     }
 
-    pub fn bytes(&self) -> usize {
-        let size = match &self.cells {
-            Cells::F32(_) => 4,
-            Cells::F16(_) => 2,
-        };
-        self.blocks * self.layer.kv_heads * self.of_block() * size
+    /// Bytes of the whole cache, of which this is a part.
+    pub fn bytes_of_all(&self) -> usize {
+        match &self.cells {
+            Cells::F32(cells) => cells.bytes(),
+            Cells::F16(cells) => cells.bytes(),
+        }
     }
 
     pub fn cells(&self) -> &Cells {
@@ -210,7 +222,7 @@ impl KvPool {
     /// All elements in canonical order.
     ///
     /// # Safety
-    /// Nobody writes the cache at the same time.
+    /// Nobody writes the cache, that is, any layer's part of it, at the same time.
     pub unsafe fn read(&self) -> Vec<f32> {
         match &self.cells {
             Cells::F32(cells) => {
@@ -229,7 +241,7 @@ impl KvPool {
     /// Writes the first elements in canonical order.
     ///
     /// # Safety
-    /// Nobody else reads or writes the cache at the same time.
+    /// Nobody else reads or writes the cache, that is, any layer's part of it, at the same time.
     pub unsafe fn write(&self, values: &[f32]) {
         match &self.cells {
             Cells::F32(cells) => {
@@ -243,5 +255,49 @@ impl KvPool {
                 self.places().zip(values).for_each(|(at, &value)| cells[at] = f32_to_f16(value));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Layers of different shapes, and blocks with and without something between them.
+    #[test]
+    fn every_layer_keeps_what_is_written_to_it() {
+        let shape = |kv_heads, head_dim| KvLayer { kv_heads, head_dim };
+        for layers in [vec![shape(1, 12), shape(3, 16), shape(2, 7)], vec![shape(4, 64), shape(4, 64)]] {
+            for kv_type in [KvType::F32, KvType::F16] {
+                let blocks = 3;
+                let sides = KvPool::zeroed(kv_type, blocks, &layers).unwrap();
+                let values = |side: usize, layer: usize| {
+                    let n = blocks * BLOCK * layers[layer].kv_heads * layers[layer].head_dim;
+                    // Numbers that f16 holds.
+                    (0..n).map(|i| ((i * 31 + layer * 7 + side * 3) % 2048) as f32).collect::<Vec<_>>()
+                };
+                for (side, pools) in sides.iter().enumerate() {
+                    for (layer, pool) in pools.iter().enumerate() {
+                        // SAFETY: nobody else has the cache.
+                        unsafe { pool.write(&values(side, layer)) };
+                    }
+                }
+                for (side, pools) in sides.iter().enumerate() {
+                    for (layer, pool) in pools.iter().enumerate() {
+                        // SAFETY: as above.
+                        assert_eq!(unsafe { pool.read() }, values(side, layer), "side {side}, layer {layer}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_that_no_machine_has_are_refused() {
+        let layer = KvLayer { kv_heads: usize::MAX / 8, head_dim: 64 };
+        assert!(KvPool::zeroed(KvType::F16, 1, &[layer]).is_err());
+        let layer = KvLayer { kv_heads: 1, head_dim: 64 };
+        assert!(KvPool::zeroed(KvType::F16, usize::MAX / 1024, &[layer, layer]).is_err());
+        let [keys, values] = KvPool::zeroed(KvType::F16, 5, &[]).unwrap();
+        assert!(keys.is_empty() && values.is_empty());
     }
 }

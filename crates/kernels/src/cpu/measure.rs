@@ -29,7 +29,9 @@ impl CpuBackend {
     /// larger than all caches tells the speed of the memory.
     pub fn read_speed(&self, bytes: usize, time: Duration) -> Result<Speed, BackendError> {
         let team = self.team()?;
-        let buffer = Shared::<f32>::zeroed(bytes.div_ceil(4).max(WIDTH), "a buffer to be read")?;
+        // On large pages, as weights are.
+        let buffer =
+            Shared::<f32>::zeroed(bytes.div_ceil(4).max(WIDTH), "a buffer to be read")?.on_large_pages();
         // Rounds of one size that cover the buffer but for less than a vector each.
         let rounds = buffer.len().div_ceil(ROUND_BYTES / 4);
         let round = buffer.len() / rounds;

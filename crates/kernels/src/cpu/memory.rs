@@ -108,7 +108,7 @@ pub(crate) struct Memory {
     pub keys: Vec<KvPool>,
     pub values: Vec<KvPool>,
     pub recurrent: Vec<Shared<f32>>,
-    /// The normed rows of the op that runs.
+    /// The normed rows of the op that runs, if it wants them itself.
     pub normed: Shared<f32>,
     /// Its rows as integers.
     pub ints: Shared<u32>,

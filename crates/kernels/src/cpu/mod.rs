@@ -218,7 +218,6 @@ impl Executor for CpuExecutor {
 
     fn memory(&self) -> MemoryUse {
         let floats = |of: &[Shared<f32>]| of.iter().map(Shared::bytes).sum::<usize>();
-        let pools = |of: &[KvPool]| of.iter().map(KvPool::bytes).sum::<usize>();
         let m = &self.memory;
         let vectors = self.program.weight_bytes()
             - self.program.matrices().iter().map(|matrix| matrix.bytes()).sum::<usize>();
@@ -226,7 +225,7 @@ impl Executor for CpuExecutor {
         let lanes: usize = self.lanes.iter().map(LaneMemory::bytes).sum();
         MemoryUse {
             weights: self.matrix_bytes + vectors,
-            kv: pools(&m.keys) + pools(&m.values),
+            kv: m.keys.first().map_or(0, KvPool::bytes_of_all),
             recurrent: floats(&m.recurrent),
             scratch: floats(&m.slots) + shared + lanes,
         }

@@ -8,7 +8,7 @@ use super::{FloatProduct, RUN};
 use crate::cpu::groups::{FloatRows, GROUP};
 use crate::cpu::simd::{Isa, Kernel, WIDTH, prefetch, prefetch_far};
 
-/// Columns that are made floats at a time. Three panels of them fill a quarter of a first-level cache.
+/// Columns that are made floats at a time: a run, whose products are one sum. Three panels of them fill a quarter of a first-level cache.
 const STRETCH: usize = RUN;
 
 /// How far ahead of the next columns of a panel a single row asks for weights in the second-level cache, in bytes.
@@ -168,12 +168,14 @@ fn many_rows<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
         let next = next_part::<BYTES, W>(panels, per_panel, first / 2, weights);
         let (weights, _) = stretch.0.as_chunks::<W>();
         let part = Part { weights: &weights[..columns], is_first: first == 0, stride };
-        let x = x.columns(first, columns);
+        let here = x.columns(first, columns);
+        // After the last group comes the first again, with the next stretch.
+        let then = if first + columns < n_in { first + columns } else { 0 };
+        let after = x.columns(then, STRETCH.min(n_in - then)).group(0).0;
         let mut ahead = Ahead::<W>::new(next, x.len() * columns);
         for row in (0..x.len()).step_by(GROUP) {
-            let (columns, members, used) = x.group(row);
-            // After the last group comes the first again, with the next stretch.
-            let next = x.group(if row + GROUP < x.len() { row + GROUP } else { 0 }).0;
+            let (columns, members, used) = here.group(row);
+            let next = if row + GROUP < x.len() { here.group(row + GROUP).0 } else { after };
             let out = &mut out[row * stride..];
             let group = Group { columns, next, first: 0, used };
             match members {
@@ -268,33 +270,28 @@ impl<const W: usize> Part<'_, W> {
     ) {
         let Group { columns, next, first, used } = group;
         let columns = columns.as_chunks::<R>().0;
-        let runs = self.weights.chunks(RUN).zip(columns.chunks(RUN));
-        for (run, (weights, columns)) in runs.enumerate() {
-            let mut sums = [[isa.zero(); W]; X];
-            let (blocks, last) = weights.as_chunks::<BLOCK>();
-            let (blocks_of_x, last_of_x) = columns.as_chunks::<BLOCK>();
-            for (block, (weights, x)) in blocks.iter().zip(blocks_of_x).enumerate() {
-                ahead.advance(X);
-                let at = (run * RUN + block * BLOCK) * R;
-                for line in 0..X {
-                    prefetch(next.as_ptr().wrapping_add(at + (first + line) * BLOCK));
-                }
-                // A constant number of times: else the compiler copies all sums once for every column.
-                for c in 0..BLOCK {
-                    add_column::<I, R, X, W>(isa, &weights[c], &x[c], first, &mut sums);
-                }
+        let mut sums = [[isa.zero(); W]; X];
+        let (blocks, last) = self.weights.as_chunks::<BLOCK>();
+        let (blocks_of_x, last_of_x) = columns.as_chunks::<BLOCK>();
+        for (block, (weights, x)) in blocks.iter().zip(blocks_of_x).enumerate() {
+            ahead.advance(X);
+            for line in 0..X {
+                prefetch(next.as_ptr().wrapping_add(block * BLOCK * R + (first + line) * BLOCK));
             }
-            for (weights, x) in last.iter().zip(last_of_x) {
-                add_column::<I, R, X, W>(isa, weights, x, first, &mut sums);
+            // A constant number of times: else the compiler copies all sums once for every column.
+            for c in 0..BLOCK {
+                add_column::<I, R, X, W>(isa, &weights[c], &x[c], first, &mut sums);
             }
-            for r in 0..X.min(used) {
-                let totals = out[r * self.stride..][..W * WIDTH].as_chunks_mut::<WIDTH>().0;
-                for w in 0..W {
-                    let sum = sums[r][w];
-                    let is_first = self.is_first && run == 0;
-                    let total = if is_first { sum } else { isa.add(isa.load(&totals[w]), sum) };
-                    isa.store(total, &mut totals[w]);
-                }
+        }
+        for (weights, x) in last.iter().zip(last_of_x) {
+            add_column::<I, R, X, W>(isa, weights, x, first, &mut sums);
+        }
+        for r in 0..X.min(used) {
+            let totals = out[r * self.stride..][..W * WIDTH].as_chunks_mut::<WIDTH>().0;
+            for w in 0..W {
+                let sum = sums[r][w];
+                let total = if self.is_first { sum } else { isa.add(isa.load(&totals[w]), sum) };
+                isa.store(total, &mut totals[w]);
             }
         }
     }

@@ -112,7 +112,8 @@ fn every_width_and_number_of_rows() {
     let mut numbers = Numbers::new(31);
     for dtype in TYPES {
         for n_in in (1..=70).chain([127, 128, 129, 191, 256, 257, 1000]) {
-            // From less than one panel to seven, which is a four, a two and a one.
+            // From less than one panel to seven, which is a four, a two and a one for a single row and two threes and a one for
+            // many.
             let matrix = Matrix::new(dtype, 1 + n_in * 29 % 112, n_in, &mut numbers);
             check(&matrix, &mut numbers);
         }

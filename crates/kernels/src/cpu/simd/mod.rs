@@ -40,7 +40,7 @@ pub(crate) fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: every aarch64 processor has the instruction, and it does not fault.
     unsafe {
-        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, readonly, preserves_flags));
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, nomem, preserves_flags));
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;
@@ -58,7 +58,7 @@ pub(crate) fn prefetch_far<T>(at: *const T) {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: every aarch64 processor has the instruction, and it does not fault.
     unsafe {
-        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) at, options(nostack, readonly, preserves_flags));
+        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) at, options(nostack, nomem, preserves_flags));
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;
@@ -67,7 +67,7 @@ pub(crate) fn prefetch_far<T>(at: *const T) {
 /// What a kernel is written in. A value of an implementing type proves that the processor has its instructions.
 pub(crate) trait Isa: Copy {
     type V: Copy;
-    /// Whether the processor has registers for sixteen vectors of sums and more.
+    /// Whether the processor has registers for 24 vectors of sums and what they are made of.
     const MANY_REGISTERS: bool;
 
     fn splat(self, value: f32) -> Self::V;

@@ -30,7 +30,7 @@ const STEP: usize = 64;
 /// Queries that share a read of the cache, unless one row has more.
 const TILE: usize = 96;
 /// Floats of shared memory that a unit may be given even where one row of the longest context needs less.
-const SLOT: usize = 1 << 16;
+const SLOT: usize = 1 << 17;
 
 const _: () = assert!(PART.is_multiple_of(STEP) && STEP.is_multiple_of(BLOCK));
 
