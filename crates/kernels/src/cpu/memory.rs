@@ -60,13 +60,8 @@ impl<T: Plain> Shared<T> {
 
     /// The same, with the advice to hold it in large pages, where the system has them.
     pub fn on_large_pages(self) -> Shared<T> {
-        #[cfg(target_os = "linux")]
-        {
-            let skipped = self.base.as_ptr().align_offset(super::region::LARGE).min(self.layout.size());
-            let whole = (self.layout.size() - skipped) / super::region::LARGE * super::region::LARGE;
-            // SAFETY: the range lies in the allocation. Advice that is not taken costs speed, nothing else.
-            unsafe { libc::madvise(self.base.as_ptr().add(skipped).cast(), whole, libc::MADV_HUGEPAGE) };
-        }
+        #[cfg(unix)]
+        super::region::advise_large_pages(self.base, self.layout.size());
         self
     }
 

@@ -10,7 +10,22 @@ use std::ptr::NonNull;
 
 /// Where large pages begin and how large they are.
 #[cfg(unix)]
-pub(super) const LARGE: usize = 2 << 20;
+const LARGE: usize = 2 << 20;
+
+/// Advises the system to hold memory of the caller's in large pages, where it has them: only what fills whole ones, because
+/// the last would hold more than was asked for.
+#[cfg(unix)]
+pub(super) fn advise_large_pages(start: NonNull<u8>, len: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        let skipped = start.align_offset(LARGE).min(len);
+        let whole = (len - skipped) / LARGE * LARGE;
+        // SAFETY: the range lies in the caller's. Advice that is not taken costs speed, nothing else.
+        unsafe { libc::madvise(start.add(skipped).as_ptr().cast(), whole, libc::MADV_HUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, len);
+}
 
 /// Zeroed bytes that begin on a cache line, of which several lanes write disjoint parts.
 #[cfg(unix)]
@@ -43,12 +58,7 @@ impl Region {
         let start = base.cast::<u8>();
         // SAFETY: the offset is less than LARGE, by which the mapping is larger than `len`.
         let start = unsafe { start.add(start.align_offset(LARGE)) };
-        #[cfg(target_os = "linux")]
-        {
-            // Only what fills whole large pages: the last one would hold more than was asked for.
-            // SAFETY: the range lies in the mapping. Advice that is not taken costs speed, nothing else.
-            unsafe { libc::madvise(start.as_ptr().cast(), len / LARGE * LARGE, libc::MADV_HUGEPAGE) };
-        }
+        advise_large_pages(start, len);
         Ok(Region { base, mapped, start, len })
     }
 

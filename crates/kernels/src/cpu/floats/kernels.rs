@@ -8,18 +8,16 @@ use super::{FloatProduct, RUN};
 use crate::cpu::groups::{FloatRows, GROUP};
 use crate::cpu::simd::{Isa, Kernel, WIDTH, prefetch, prefetch_far};
 
-/// Columns that are made floats at a time: a run, whose products are one sum. Three panels of them fill a quarter of a first-level cache.
-const STRETCH: usize = RUN;
-
 /// How far ahead of the next columns of a panel a single row asks for weights in the second-level cache, in bytes.
 const FAR: usize = 2 << 10;
 
 /// Columns of activations in a cache line.
 const BLOCK: usize = 16;
 
-/// Three panels' columns as floats: one column's vectors after the other's.
+/// Columns that are made floats at a time, of three panels: one column's vectors after the other's. They are a run, whose
+/// products are one sum, and fill a quarter of a first-level cache.
 #[repr(align(64))]
-struct Stretch([[f32; WIDTH]; 3 * STRETCH]);
+struct Stretch([[f32; WIDTH]; 3 * RUN]);
 
 pub(super) struct Products<'a, L, const BYTES: usize> {
     product: FloatProduct<'a>,
@@ -45,7 +43,7 @@ impl<L: Layout<BYTES>, const BYTES: usize> Kernel for Products<'_, L, BYTES> {
             1 => return one_row::<I, L, BYTES>(isa, pairs, x.group(0).0, out),
             _ => {}
         }
-        let mut stretch = Stretch([[0.0; WIDTH]; 3 * STRETCH]);
+        let mut stretch = Stretch([[0.0; WIDTH]; 3 * RUN]);
         let (mut at, end) = (0, pairs.len() / per_panel);
         while at < end {
             let (panels, out) = (&pairs[at * per_panel..], &mut out[at * WIDTH..]);
@@ -145,7 +143,7 @@ fn row_of_panels<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
     W
 }
 
-/// Up to three panels times all rows, a stretch of columns at a time. The totals are kept in `out`. Returns how many
+/// Up to three panels times all rows, a stretch (a run of columns) at a time. The totals are kept in `out`. Returns how many
 /// panels they are.
 #[inline(always)]
 fn many_rows<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
@@ -158,8 +156,8 @@ fn many_rows<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
     stride: usize,
 ) -> usize {
     let per_panel = n_in.div_ceil(2);
-    for first in (0..n_in).step_by(STRETCH) {
-        let columns = STRETCH.min(n_in - first);
+    for first in (0..n_in).step_by(RUN) {
+        let columns = RUN.min(n_in - first);
         let mut weights = [&panels[..0]; W];
         for w in 0..W {
             weights[w] = &panels[w * per_panel + first / 2..][..columns.div_ceil(2)];
@@ -171,7 +169,7 @@ fn many_rows<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
         let here = x.columns(first, columns);
         // After the last group comes the first again, with the next stretch.
         let then = if first + columns < n_in { first + columns } else { 0 };
-        let after = x.columns(then, STRETCH.min(n_in - then)).group(0).0;
+        let after = x.columns(then, RUN.min(n_in - then)).group(0).0;
         let mut ahead = Ahead::<W>::new(next, x.len() * columns);
         for row in (0..x.len()).step_by(GROUP) {
             let (columns, members, used) = here.group(row);

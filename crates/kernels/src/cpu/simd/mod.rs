@@ -31,34 +31,35 @@ pub(crate) const WIDTH: usize = 16;
 /// Asks for memory that is read soon. Any address will do.
 #[inline(always)]
 pub(crate) fn prefetch<T>(at: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has the instruction, and it does not fault.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: every aarch64 processor has the instruction, and it does not fault.
-    unsafe {
-        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, nomem, preserves_flags));
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = at;
+    bring::<T, false>(at);
 }
 
 /// Asks for memory that is read a while later, in the second-level cache.
 #[inline(always)]
 pub(crate) fn prefetch_far<T>(at: *const T) {
+    bring::<T, true>(at);
+}
+
+/// Into the first cache, or, if it is far ahead, into the second.
+#[inline(always)]
+fn bring<T, const FAR: bool>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 processor has the instruction, and it does not fault.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        match FAR {
+            true => _mm_prefetch::<_MM_HINT_T1>(at.cast()),
+            false => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
+        }
     }
     #[cfg(target_arch = "aarch64")]
     // SAFETY: every aarch64 processor has the instruction, and it does not fault.
     unsafe {
-        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) at, options(nostack, nomem, preserves_flags));
+        use std::arch::asm;
+        match FAR {
+            true => asm!("prfm pldl2keep, [{}]", in(reg) at, options(nostack, nomem, preserves_flags)),
+            false => asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, nomem, preserves_flags)),
+        }
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;
