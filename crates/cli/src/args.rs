@@ -77,7 +77,7 @@ impl ThreadArgs {
 }
 
 /// The names of all instruction levels, whether this machine has them or not.
-const LEVELS: [&str; 5] = ["scalar", "avx2", "avx512", "avx512vnni", "neon"];
+const LEVELS: [&str; 6] = ["scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "neon"];
 
 #[derive(Args, Clone, Debug)]
 pub struct IsaArg {

@@ -24,17 +24,20 @@ pub struct Limits {
     pub read: Speed,
     /// Products and sums of bytes.
     pub integer: Speed,
+    /// Products and sums of pairs of BF16, where there are instructions for them.
+    pub pair: Option<Speed>,
     /// Products and sums of f32.
     pub float: Speed,
 }
 
 impl Limits {
-    /// Takes about three times `seconds`, and the time that filling a buffer takes.
+    /// Takes about three or four times `seconds`, and the time that filling a buffer takes.
     pub fn measure(backend: &CpuBackend, seconds: f64) -> Result<Limits> {
         let time = Duration::from_secs_f64(seconds);
         Ok(Limits {
             read: read_speed(backend, seconds)?,
             integer: backend.integer_speed(time)?,
+            pair: backend.pair_speed(time)?,
             float: backend.float_speed(time)?,
         })
     }
@@ -68,6 +71,7 @@ impl Limits {
         json!({
             "memory_read_bytes_s": speed(self.read),
             "integer_ops_s": speed(self.integer),
+            "bf16_ops_s": self.pair.map(speed),
             "float_ops_s": speed(self.float),
         })
     }
@@ -80,6 +84,7 @@ impl Limits {
         Some(Limits {
             read: speed("memory_read_bytes_s")?,
             integer: speed("integer_ops_s")?,
+            pair: speed("bf16_ops_s"),
             float: speed("float_ops_s")?,
         })
     }
@@ -134,8 +139,15 @@ mod tests {
     #[test]
     fn limits_come_back_from_json() {
         let speed = |best: f64| Speed { best, median: best * 0.9 };
-        let limits = Limits { read: speed(2.5e10), integer: speed(1.1e12), float: speed(3.0e11) };
-        assert_eq!(Limits::from_json(&limits.as_json()), Some(limits));
+        let limits = Limits {
+            read: speed(2.5e10),
+            integer: speed(1.1e12),
+            pair: Some(speed(6e11)),
+            float: speed(3.0e11),
+        };
+        for limits in [limits, Limits { pair: None, ..limits }] {
+            assert_eq!(Limits::from_json(&limits.as_json()), Some(limits));
+        }
         let mut broken = limits.as_json();
         broken["float_ops_s"]["best"] = json!(0);
         assert_eq!(Limits::from_json(&broken), None);

@@ -177,6 +177,15 @@ pub fn backend(args: &ComputeArgs) -> Result<Box<dyn Backend>> {
     }))
 }
 
+/// The same, but for raw numbers: activations that meet weights which are floats stay as they are unless a level that
+/// rounds them is asked for.
+pub fn backend_for_numbers(args: &ComputeArgs) -> Result<Box<dyn Backend>> {
+    match (args.backend, &args.isa.isa) {
+        (BackendKind::Cpu, None) => Ok(traced(Box::new(CpuBackend::with_exact_floats(args.threads())))),
+        _ => backend(args),
+    }
+}
+
 /// The cpu backend at the level that was asked for, or the best there is.
 pub fn cpu_backend(threads: usize, isa: &IsaArg) -> Result<CpuBackend> {
     let Some(level) = &isa.isa else { return Ok(CpuBackend::new(threads)) };

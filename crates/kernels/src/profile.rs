@@ -32,6 +32,8 @@ pub struct Work {
     pub activation_bytes: u64,
     /// Multiplications and additions of small integers.
     pub integer_ops: u64,
+    /// Of pairs of BF16.
+    pub pair_ops: u64,
     pub float_ops: u64,
 }
 
@@ -45,7 +47,7 @@ impl Work {
     }
 
     pub fn ops(&self) -> u64 {
-        self.integer_ops + self.float_ops
+        self.integer_ops + self.pair_ops + self.float_ops
     }
 }
 
@@ -55,6 +57,7 @@ impl std::ops::AddAssign for Work {
         self.state_bytes += other.state_bytes;
         self.activation_bytes += other.activation_bytes;
         self.integer_ops += other.integer_ops;
+        self.pair_ops += other.pair_ops;
         self.float_ops += other.float_ops;
     }
 }
@@ -74,6 +77,7 @@ struct MatrixWork {
     bytes: u64,
     /// For one row.
     integer_ops: u64,
+    pair_ops: u64,
     float_ops: u64,
 }
 
@@ -103,6 +107,7 @@ impl WorkCounter {
             state_bytes,
             activation_bytes,
             integer_ops: rows * matrices.integer_ops,
+            pair_ops: rows * matrices.pair_ops,
             float_ops: rows * matrices.float_ops + state_ops,
         }
     }
@@ -174,6 +179,7 @@ impl MatrixWork {
                 let ops = part(2 * segment.n_rows() * segment.n_in());
                 match activations.rounding(segment.dtype()) {
                     Rounding::Int8 => work.integer_ops += ops,
+                    Rounding::Bf16 => work.pair_ops += ops,
                     Rounding::None => work.float_ops += ops,
                 }
             }

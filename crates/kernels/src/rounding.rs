@@ -1,6 +1,7 @@
 //! What activations are rounded to before they are multiplied with weights of a type, defined once for all backends.
 
 use exotherm_tensor::DType;
+use exotherm_tensor::formats::{bf16_to_f32, f32_to_bf16};
 
 /// Values that share one scale.
 pub const INT8_BLOCK: usize = 32;
@@ -10,7 +11,10 @@ pub const INT8_BLOCK: usize = 32;
 pub enum Activations {
     #[default]
     Exact,
+    /// To integers where weights are quantized.
     Rounded,
+    /// And to BF16 where weights are BF16.
+    RoundedToBf16,
 }
 
 /// What activations become.
@@ -19,13 +23,16 @@ pub enum Rounding {
     None,
     /// Integers of −127 to 127 times a scale for every [`INT8_BLOCK`] values.
     Int8,
+    /// The nearest BF16, of two the even one; zero in place of what is less than all normal numbers.
+    Bf16,
 }
 
 impl Activations {
     /// What becomes of activations that meet weights of this type.
     pub fn rounding(self, weights: DType) -> Rounding {
         match self {
-            Activations::Rounded if weights.is_quantized() => Rounding::Int8,
+            Activations::Rounded | Activations::RoundedToBf16 if weights.is_quantized() => Rounding::Int8,
+            Activations::RoundedToBf16 if weights == DType::BF16 => Rounding::Bf16,
             _ => Rounding::None,
         }
     }
@@ -45,10 +52,17 @@ pub fn int8_block(values: &[f32], codes: &mut [i8]) -> f32 {
     largest / 127.0
 }
 
+/// The nearest BF16 as instructions for its products take it.
+pub fn bf16(value: f32) -> u16 {
+    let tiny = value.is_subnormal();
+    f32_to_bf16(if tiny { 0.0f32.copysign(value) } else { value })
+}
+
 /// A row as a backend that rounds so sees it.
 pub fn rounded(rounding: Rounding, row: &[f32]) -> Vec<f32> {
     match rounding {
         Rounding::None => row.to_vec(),
+        Rounding::Bf16 => row.iter().map(|&v| bf16_to_f32(bf16(v))).collect(),
         Rounding::Int8 => {
             let block = |values: &[f32]| {
                 let mut codes = [0; INT8_BLOCK];
@@ -81,11 +95,32 @@ mod tests {
     }
 
     #[test]
-    fn only_quantized_weights_ask_for_it() {
+    fn bf16_keeps_eight_bits_and_what_is_no_number() {
+        let row = [
+            1.0 + 1.0 / 256.0,
+            -1.0 - 3.0 / 256.0,
+            3.4e38,
+            f32::NEG_INFINITY,
+            1e-39,
+            -1.17e-38,
+            0.0,
+            1.5e-38,
+        ];
+        let want =
+            [1.0, -1.015625, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 0.0, f32::from_bits(0x00a3_0000)];
+        let have = rounded(Rounding::Bf16, &row);
+        assert_eq!(have.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), want.map(f32::to_bits));
+        assert!(rounded(Rounding::Bf16, &[f32::from_bits(0x7f80_0001)])[0].is_nan());
+    }
+
+    #[test]
+    fn the_weights_say_what_activations_become() {
         for dtype in DType::all() {
+            let ints = if dtype.is_quantized() { Rounding::Int8 } else { Rounding::None };
+            let pairs = if dtype == DType::BF16 { Rounding::Bf16 } else { ints };
             assert_eq!(Activations::Exact.rounding(dtype), Rounding::None);
-            let rounds = Activations::Rounded.rounding(dtype) == Rounding::Int8;
-            assert_eq!(rounds, dtype.is_quantized(), "{dtype}");
+            assert_eq!(Activations::Rounded.rounding(dtype), ints, "{dtype}");
+            assert_eq!(Activations::RoundedToBf16.rounding(dtype), pairs, "{dtype}");
         }
     }
 }

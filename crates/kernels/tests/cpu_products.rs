@@ -1,10 +1,10 @@
 //! Products of the CPU backend, of every type and many widths, against sums in f64 (of rounded activations where the
-//! weights are quantized); and the same bits whatever the number of rows or threads.
+//! weights ask for that); and the same bits whatever the number of rows or threads.
 
 use exotherm_kernels::conformance::data::Numbers;
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::ops::LinearResidual;
-use exotherm_kernels::rounding::{INT8_BLOCK, Rounding, rounded};
+use exotherm_kernels::rounding::{INT8_BLOCK, rounded};
 use exotherm_kernels::{Backend, Batch, Buf, Executor, KvType, Limits, Place, Program, ProgramBuilder};
 use exotherm_tensor::{DType, Tensor};
 
@@ -58,7 +58,7 @@ impl Projection {
             let (row, column) = (i / self.n_out, i % self.n_out);
             let x = &x[row * self.n_in..][..self.n_in];
             let is_quantized = self.types[column].is_quantized();
-            let x = rounded(if is_quantized { Rounding::Int8 } else { Rounding::None }, x);
+            let x = rounded(CpuBackend::new(1).activations().rounding(self.types[column]), x);
             let products = x.iter().zip(&self.weights[column * self.n_in..]);
             let (mut want, mut magnitude) = (0.0, 0.0);
             products.map(|(&x, &w)| f64::from(x) * f64::from(w)).for_each(|p| {

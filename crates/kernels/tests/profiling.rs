@@ -88,7 +88,7 @@ fn attention_is_found_with_what_belongs_to_it() {
 fn weights_are_counted_once_for_a_step_and_operations_for_every_row() {
     for kind in KINDS {
         let program = programs::draw(kind, 5);
-        for activations in [Activations::Exact, Activations::Rounded] {
+        for activations in [Activations::Exact, Activations::Rounded, Activations::RoundedToBf16] {
             let counter = WorkCounter::new(&program, KvType::F16, activations);
             let work = |op: usize, batch: &Batch| counter.work(op, batch);
             let (one, many) = (batch(BLOCK as u32, 1), batch(BLOCK as u32, 12));
@@ -118,7 +118,8 @@ fn weights_are_counted_once_for_a_step_and_operations_for_every_row() {
                     // Two sequences, a row each.
                     assert_eq!(few.ops(), 2 * weights, "{name}");
                 }
-                assert!(activations == Activations::Rounded || few.integer_ops == 0, "{name}");
+                assert!(activations != Activations::Exact || few.integer_ops == 0, "{name}");
+                assert!(activations == Activations::RoundedToBf16 || few.pair_ops == 0, "{name}");
             }
             assert_eq!(work(0, &Batch::default()), Work::default());
         }

@@ -101,13 +101,15 @@ fn as_text(backend: &CpuBackend, limits: Option<Limits>) -> String {
                 backend.level()
             ));
             let rows = [
-                ("memory read", limits.read, "GB/s"),
-                ("integers", limits.integer, "GOP/s"),
-                ("floats", limits.float, "GFLOP/s"),
+                ("memory read", Some(limits.read), "GB/s"),
+                ("integers", Some(limits.integer), "GOP/s"),
+                ("pairs of BF16", limits.pair, "GFLOP/s"),
+                ("floats", Some(limits.float), "GFLOP/s"),
             ];
             for (what, speed, unit) in rows {
+                let Some(speed) = speed else { continue };
                 let (best, median) = (speed.best / 1e9, speed.median / 1e9);
-                lines.push(format!("  {what:<12} {best:8.1} ({median:.1}) {unit}"));
+                lines.push(format!("  {what:<13} {best:8.1} ({median:.1}) {unit}"));
             }
         }
         None => lines.push("limits not measured; `exotherm devices --measure` does it".into()),

@@ -11,8 +11,9 @@ use crate::output::Out;
 
 /// Print the logits after given tokens
 ///
-/// Needs no tokenizer. With --json every number is printed in the fewest digits that read back as the same f32; rows
-/// are printed as they are made.
+/// Needs no tokenizer. Activations that meet weights of floats are not rounded, also where `run` rounds them to BF16
+/// (--isa avx512bf16). With --json every number is printed in the fewest digits that read back as the same f32; rows are
+/// printed as they are made.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -64,7 +65,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
         kv_type: args.kv_type,
         ..EngineConfig::new(tokens.len())
     };
-    let mut evaluator = Evaluator::new(&model.program, &*model::backend(&args.compute)?, &config)?;
+    let mut evaluator =
+        Evaluator::new(&model.program, &*model::backend_for_numbers(&args.compute)?, &config)?;
     drop(model);
     let mut out = Out::new();
     if args.json {

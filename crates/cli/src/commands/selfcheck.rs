@@ -82,7 +82,7 @@ const CHUNK: usize = 64;
 /// until the two are as far from each other as from what is exact. So the operations, which are asked about the same
 /// values, are held to the rounding of a few values, and the distributions to twice what rounding may cost.
 fn operations_tolerance(kv_type: KvType, activations: Activations) -> Tolerance {
-    if activations == Activations::Rounded {
+    if activations != Activations::Exact {
         return Tolerance { op_error: 1e-2, kl: 0.5, mean_kl: 2.0 * ROUNDING_KL, top1: 0.9, flip: 1.0 };
     }
     let exact = exact_tolerance(kv_type);
@@ -92,14 +92,14 @@ fn operations_tolerance(kv_type: KvType, activations: Activations) -> Tolerance 
     }
 }
 
-/// What rounding activations to 8 bits may cost: the mean divergence, in nats.
+/// What rounding activations to 8 bits or to BF16 (which has eight) may cost: the mean divergence, in nats.
 const ROUNDING_KL: f64 = 4e-3;
 
 /// How far `cpu` may be from the exact reference in what it makes of a text.
 fn text_tolerance(kv_type: KvType, activations: Activations) -> Tolerance {
     match activations {
         Activations::Exact => exact_tolerance(kv_type),
-        Activations::Rounded => Tolerance {
+        Activations::Rounded | Activations::RoundedToBf16 => Tolerance {
             op_error: f64::INFINITY,
             // Of one position: a wrong one is nats away.
             kl: 0.5,
@@ -194,11 +194,12 @@ fn compare(args: &Args, model: &Model, tokenizer: Option<&Tokenizer>) -> Result<
     Ok(Outcome { activations, operations, text, window })
 }
 
-/// Whether the backend rounds any activation of this program.
+/// How the backend rounds activations, if it rounds any of this program.
 fn activations(backend: &dyn Backend, program: &Program) -> Activations {
-    let asks_for_it = |dtype| backend.activations().rounding(dtype) != Rounding::None;
+    let activations = backend.activations();
     let mut types = program.matrices().iter().flat_map(|m| &m.segments).map(|segment| segment.dtype());
-    if types.any(asks_for_it) { Activations::Rounded } else { Activations::Exact }
+    let rounds = types.any(|dtype| activations.rounding(dtype) != Rounding::None);
+    if rounds { activations } else { Activations::Exact }
 }
 
 /// The first tokens of the text; where there is no tokenizer, or one for a language that has not got its characters, ids
@@ -318,9 +319,11 @@ mod tests {
         for kv_type in [KvType::F32, KvType::F16] {
             let exact = text_tolerance(kv_type, Activations::Exact);
             assert!(exact.top1 == 0.999 && exact.mean_kl <= 1e-4 && exact.kl <= 1e-3, "{exact:?}");
-            let rounded = text_tolerance(kv_type, Activations::Rounded);
-            assert_eq!((rounded.top1, rounded.mean_kl), (0.96, 4e-3));
-            for activations in [Activations::Exact, Activations::Rounded] {
+            for rounded in [Activations::Rounded, Activations::RoundedToBf16] {
+                let rounded = text_tolerance(kv_type, rounded);
+                assert_eq!((rounded.top1, rounded.mean_kl), (0.96, 4e-3));
+            }
+            for activations in [Activations::Exact, Activations::Rounded, Activations::RoundedToBf16] {
                 let operations = operations_tolerance(kv_type, activations);
                 assert!(operations.op_error <= 1e-2 && operations.kl.is_finite(), "{operations:?}");
             }

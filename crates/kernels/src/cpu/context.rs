@@ -38,7 +38,7 @@ pub(crate) struct Lane<'a> {
     pub id: usize,
     pub of: usize,
     pub normed: &'a mut [f32],
-    pub ints: &'a mut [u32],
+    pub row_words: &'a mut [u32],
     pub gathered: &'a mut [u32],
     pub gathered_floats: &'a mut [f32],
     pub tiles: Tiles<'a>,
@@ -57,7 +57,7 @@ impl<'a> Lane<'a> {
                 id,
                 of,
                 normed: memory.normed.slice_mut(0..memory.normed.len()),
-                ints: memory.ints.slice_mut(0..memory.ints.len()),
+                row_words: memory.row_words.slice_mut(0..memory.row_words.len()),
                 gathered: memory.gathered.slice_mut(0..memory.gathered.len()),
                 gathered_floats: memory.gathered_floats.slice_mut(0..memory.gathered_floats.len()),
                 tiles: Tiles {

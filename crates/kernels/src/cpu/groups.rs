@@ -1,5 +1,6 @@
 //! Groups of rows: activations of eight rows lie interleaved, so that a kernel reads one stream of them, whatever the
-//! width of a row. What is left after the last eight rows makes a group of eight, four or one of its own.
+//! width of a row. What is left after the last eight rows makes a group of eight, four or one of its own. A row's
+//! elements are floats, or words with a pair of BF16 each.
 
 use super::rows::Rows;
 
@@ -20,10 +21,10 @@ pub(super) fn room_for(rows: usize) -> usize {
     (rows / GROUP * GROUP).saturating_add(group_rows(rows % GROUP))
 }
 
-/// Rows of floats in groups: in a group, a column's floats of all its rows lie together.
+/// Rows in groups: in a group, a column's elements of all its rows lie together.
 #[derive(Clone, Copy)]
-pub(crate) struct FloatRows<'a> {
-    data: &'a [f32],
+pub(crate) struct Groups<'a, T> {
+    data: &'a [T],
     /// Columns that the groups have, the first that is meant, and how many are.
     stride: usize,
     at: usize,
@@ -31,21 +32,50 @@ pub(crate) struct FloatRows<'a> {
     rows: usize,
 }
 
-impl<'a> FloatRows<'a> {
+pub(crate) type FloatRows<'a> = Groups<'a, f32>;
+/// The first activation of a pair is in the low half of its word.
+pub(crate) type PairRows<'a> = Groups<'a, u32>;
+
+impl<'a, T: Copy> Groups<'a, T> {
     /// Groups that `interleave` wrote.
-    pub fn new(data: &'a [f32], width: usize, rows: usize) -> FloatRows<'a> {
-        FloatRows { data, stride: width, at: 0, width, rows }
+    pub fn new(data: &'a [T], width: usize, rows: usize) -> Groups<'a, T> {
+        Groups { data, stride: width, at: 0, width, rows }
     }
 
-    pub fn none() -> FloatRows<'a> {
-        FloatRows::new(&[], 0, 0)
+    pub fn none() -> Groups<'a, T> {
+        Groups::new(&[], 0, 0)
     }
 
     /// A row alone is its own group.
-    pub fn one(row: &'a [f32]) -> FloatRows<'a> {
-        FloatRows::new(row, row.len(), 1)
+    pub fn one(row: &'a [T]) -> Groups<'a, T> {
+        Groups::new(row, row.len(), 1)
     }
 
+    /// Elements `at..at + width` of every row.
+    pub fn columns(self, at: usize, width: usize) -> Groups<'a, T> {
+        assert!(at + width <= self.width);
+        Groups { at: self.at + at, width, ..self }
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The columns of the group that row `first`, a multiple of eight, begins, how many rows it has and how many of
+    /// them are used.
+    #[inline(always)]
+    pub fn group(&self, first: usize) -> (&'a [T], usize, usize) {
+        let used = (self.rows - first).min(GROUP);
+        let members = group_rows(used);
+        (&self.data[first * self.stride + self.at * members..][..self.width * members], members, used)
+    }
+}
+
+impl<'a> FloatRows<'a> {
     /// These rows in groups; `out` has room for them all.
     pub fn gathered(rows: Rows<'a>, out: &'a mut [f32]) -> FloatRows<'a> {
         let n = rows.len();
@@ -65,29 +95,10 @@ impl<'a> FloatRows<'a> {
         }
         FloatRows::new(out, width, n)
     }
-
-    /// Elements `at..at + width` of every row.
-    pub fn columns(self, at: usize, width: usize) -> FloatRows<'a> {
-        assert!(at + width <= self.width);
-        FloatRows { at: self.at + at, width, ..self }
-    }
-
-    pub fn len(&self) -> usize {
-        self.rows
-    }
-
-    /// The columns of the group that row `first`, a multiple of eight, begins, how many rows it has and how many of
-    /// them are used.
-    #[inline(always)]
-    pub fn group(&self, first: usize) -> (&'a [f32], usize, usize) {
-        let used = (self.rows - first).min(GROUP);
-        let members = group_rows(used);
-        (&self.data[first * self.stride + self.at * members..][..self.width * members], members, used)
-    }
 }
 
 /// Writes row `member` of a group of `members` rows.
-pub(super) fn interleave(row: &[f32], group: &mut [f32], members: usize, member: usize) {
+pub(super) fn interleave<T: Copy>(row: &[T], group: &mut [T], members: usize, member: usize) {
     for (to, from) in group.chunks_exact_mut(members).zip(row) {
         to[member] = *from;
     }

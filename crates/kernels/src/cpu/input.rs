@@ -1,17 +1,18 @@
 //! The rows that an op multiplies weights with: normed where the op norms them, in groups, as integers where the weights are
-//! quantized and as floats where they are not. Many rows are made ready by all lanes before a barrier; one row every lane makes ready for itself, which is
+//! quantized, as pairs of BF16 where they are BF16 and the processor can multiply such pairs, and else as floats. Many rows are made ready by all lanes before a barrier; one row every lane makes ready for itself, which is
 //! cheaper than the barrier and gives the same bits.
 
-use exotherm_tensor::DType;
-
 use super::context::{Ctx, Lane};
-use super::groups::{FloatRows, GROUP, interleave, room_for};
+use super::floats;
+use super::groups::{FloatRows, GROUP, PairRows, interleave, room_for};
 use super::integers::{self, IntRows, SingleRows, words_of};
 use super::pack::Packer;
 use super::rows::Rows;
+use super::simd::Level;
 use super::vector::normalize;
 use crate::ops::Norm;
 use crate::program::{Buf, MatId};
+use crate::rounding::Rounding;
 
 /// Where rows come from.
 #[derive(Clone, Copy)]
@@ -28,12 +29,45 @@ enum Source {
 struct Slice {
     at: usize,
     width: usize,
-    /// Whether there are quantized weights that it meets.
-    ints: bool,
-    /// Whether no slice before it is the same.
-    is_first: bool,
-    /// Words of a row of the slices before it.
+    /// What of `Input::made` the weights want that it meets.
+    ints: Option<usize>,
+    pairs: Option<usize>,
+}
+
+/// What a slice is rounded to for all the weights that want it so.
+#[derive(Clone, Copy)]
+struct Made {
+    at: usize,
+    width: usize,
+    rounding: Rounding,
+    /// Of a row.
+    words: usize,
     words_before: usize,
+}
+
+impl Made {
+    fn is(&self, at: usize, width: usize, rounding: Rounding) -> bool {
+        (self.at, self.width, self.rounding) == (at, width, rounding)
+    }
+
+    /// Words of a row of this width.
+    fn words_of(rounding: Rounding, width: usize) -> Option<usize> {
+        match rounding {
+            Rounding::Int8 => words_of(width, 1),
+            Rounding::Bf16 => Some(floats::pairs_of(width)),
+            Rounding::None => Some(0),
+        }
+    }
+
+    /// Writes row `member` of a group of `members` rows.
+    fn put(&self, level: Level, row: &[f32], group: &mut [u32], members: usize, member: usize) {
+        let x = &row[self.at..self.at + self.width];
+        match self.rounding {
+            Rounding::Int8 => integers::quantize(level, x, group, members, member),
+            Rounding::Bf16 => floats::to_pairs(level, x, group, members, member),
+            Rounding::None => {}
+        }
+    }
 }
 
 pub(crate) struct Input {
@@ -41,7 +75,7 @@ pub(crate) struct Input {
     norm: Option<Norm>,
     /// Rows that each row of the source is cut into.
     parts: usize,
-    /// Whether every row of integers is a group of its own, for rows that are picked one by one.
+    /// Whether every row of words is a group of its own, for rows that are picked one by one.
     single: bool,
     /// Whether there are weights that want floats.
     interleaved: bool,
@@ -50,7 +84,8 @@ pub(crate) struct Input {
     /// Width of a row.
     width: usize,
     slices: Vec<Slice>,
-    /// Words of a row of all slices.
+    made: Vec<Made>,
+    /// Words of a row of all that is made.
     words: usize,
 }
 
@@ -59,6 +94,8 @@ pub(crate) struct Input {
 pub(crate) struct Operand<'a> {
     /// Empty if no weights want floats.
     pub floats: FloatRows<'a>,
+    /// Empty if no weights want pairs.
+    pub pairs: PairRows<'a>,
     pub ints: IntRows<'a>,
     rows: usize,
 }
@@ -114,7 +151,6 @@ impl Input {
     }
 
     fn plain(source: Source, width: usize) -> Input {
-        let slices = Vec::new();
         Input {
             source,
             norm: None,
@@ -123,7 +159,8 @@ impl Input {
             interleaved: false,
             floats: false,
             width,
-            slices,
+            slices: Vec::new(),
+            made: Vec::new(),
             words: 0,
         }
     }
@@ -131,25 +168,24 @@ impl Input {
     /// Finds out what the matrices want and takes the scratch for it.
     fn with(mut self, slices: &[(usize, MatId)], packer: &mut Packer) -> Input {
         let program = packer.program;
-        let types = |weight| program.matrix(weight).segments.iter().map(|s| s.dtype());
         for &(at, weight) in slices {
-            let width = program.matrix(weight).n_in;
-            self.interleaved |= types(weight).any(|t| !t.is_quantized());
-            if let Some(same) = self.slices.iter().find(|s| (s.at, s.width) == (at, width)) {
-                self.slices.push(Slice { is_first: false, ..*same });
-                continue;
-            }
-            // Every matrix that meets this slice finds integers there if one of them wants some.
-            let alike = slices.iter().filter(|s| (s.0, program.matrix(s.1).n_in) == (at, width));
-            let ints = alike.flat_map(|s| types(s.1)).any(DType::is_quantized);
-            self.slices.push(Slice { at, width, ints, is_first: true, words_before: self.words });
-            if ints {
-                self.words = self.words.saturating_add(words_of(width, 1).unwrap_or(usize::MAX));
+            let matrix = program.matrix(weight);
+            for rounding in matrix.segments.iter().map(|s| packer.activations.rounding(s.dtype())) {
+                match rounding {
+                    Rounding::None => self.interleaved = true,
+                    Rounding::Int8 | Rounding::Bf16 => self.make(at, matrix.n_in, rounding),
+                }
             }
         }
+        // Every matrix that meets a slice finds there what any of them wants.
+        for &(at, weight) in slices {
+            let width = program.matrix(weight).n_in;
+            let made = |rounding| self.made.iter().position(|m| m.is(at, width, rounding));
+            self.slices.push(Slice { at, width, ints: made(Rounding::Int8), pairs: made(Rounding::Bf16) });
+        }
         let rows = room_for(packer.max_rows());
-        packer.need(|s| &mut s.ints, &[self.words, self.parts]);
-        packer.need(|s| &mut s.shared_ints, &[self.words, self.parts, rows]);
+        packer.need(|s| &mut s.row_words, &[self.words, self.parts]);
+        packer.need(|s| &mut s.shared_words, &[self.words, self.parts, rows]);
         if self.norm.is_some() {
             packer.need(|s| &mut s.normed, &[self.width]);
         }
@@ -159,6 +195,16 @@ impl Input {
             (true, true) => packer.need(|s| &mut s.gathered_floats, &[self.width, rows]),
         }
         self
+    }
+
+    /// A slice rounded so is made, if it is not already.
+    fn make(&mut self, at: usize, width: usize, rounding: Rounding) {
+        if self.made.iter().any(|m| m.is(at, width, rounding)) {
+            return;
+        }
+        let (words, words_before) = (Made::words_of(rounding, width).unwrap_or(usize::MAX), self.words);
+        self.made.push(Made { at, width, rounding, words, words_before });
+        self.words = self.words.saturating_add(words);
     }
 
     /// The same rows as floats, too.
@@ -232,24 +278,17 @@ impl Input {
                     }
                     interleave(x, group, room, row - first);
                 }
-                for slice in self.made() {
-                    let words = words_of(slice.width, 1).unwrap_or(0);
-                    let at = slice.words_before * self.room(rows.len()) + first * words;
+                for made in &self.made {
+                    let at = made.words_before * self.room(rows.len()) + first * made.words;
                     // SAFETY: each group is written by one lane.
-                    let to = unsafe { cx.memory.ints.slice_mut(at..at + room * words) };
+                    let to = unsafe { cx.memory.words.slice_mut(at..at + room * made.words) };
                     if row == first && last - first < room {
                         to.fill(0);
                     }
-                    let x = &x[slice.at..slice.at + slice.width];
-                    integers::quantize(cx.level, x, to, room, row - first);
+                    made.put(cx.level, x, to, room, row - first);
                 }
             }
         }
-    }
-
-    /// The slices of which integers are made.
-    fn made(&self) -> impl Iterator<Item = &Slice> {
-        self.slices.iter().filter(|slice| slice.ints && slice.is_first)
     }
 
     /// A row, normed into shared memory if the op wants floats and else into `scratch`.
@@ -265,7 +304,7 @@ impl Input {
     }
 
     /// The rows; the scratch is the lane's for what one row of the source becomes.
-    pub fn view<'a>(&'a self, cx: &Ctx<'a>, normed: &'a mut [f32], ints: &'a mut [u32]) -> View<'a> {
+    pub fn view<'a>(&'a self, cx: &Ctx<'a>, normed: &'a mut [f32], words: &'a mut [u32]) -> View<'a> {
         let rows = self.rows(cx);
         let n = rows.len();
         if self.is_shared(cx) {
@@ -279,7 +318,7 @@ impl Input {
                 (Some(_), false) => Rows::none(),
             };
             // SAFETY: written in an earlier stage.
-            let words = unsafe { cx.memory.ints.slice(0..self.words * self.room(n)) };
+            let words = unsafe { cx.memory.words.slice(0..self.words * self.room(n)) };
             let floats_in_groups = if self.in_groups() { self.width * self.room(n) } else { 0 };
             // SAFETY: written in an earlier stage.
             let groups = unsafe { cx.memory.interleaved.slice(0..floats_in_groups) };
@@ -294,34 +333,42 @@ impl Input {
             }
             _ => rows,
         };
-        for slice in self.made() {
-            let words = words_of(slice.width, 1).unwrap_or(0);
-            let to = &mut ints[slice.words_before * n..][..n * words];
-            for (row, to) in to.chunks_exact_mut(words).enumerate() {
-                integers::quantize(cx.level, &floats.row(row)[slice.at..][..slice.width], to, 1, 0);
+        for made in &self.made {
+            let to = &mut words[made.words_before * n..][..n * made.words];
+            for (row, to) in to.chunks_exact_mut(made.words).enumerate() {
+                made.put(cx.level, floats.row(row), to, 1, 0);
             }
         }
         let interleaved = if n == 1 { FloatRows::one(floats.row(0)) } else { FloatRows::none() };
-        View { input: self, floats, interleaved, words: ints, rows: n }
+        View { input: self, floats, interleaved, words, rows: n }
     }
 }
 
 impl<'a> View<'a> {
-    fn words(&self, slice: &Slice) -> &'a [u32] {
+    fn words(&self, made: &Made) -> &'a [u32] {
         let room = self.input.room(self.rows);
-        let words = if slice.ints { words_of(slice.width, room).unwrap_or(0) } else { 0 };
-        &self.words[slice.words_before * room..][..words]
+        &self.words[made.words_before * room..][..made.words * room]
+    }
+
+    fn made(&self, number: Option<usize>) -> Option<&'a Made> {
+        number.map(|n| &self.input.made[n])
     }
 
     /// What the weights of slice `i` are multiplied with.
     pub fn operand(&self, i: usize) -> Operand<'a> {
-        let slice = &self.input.slices[i];
-        let ints = IntRows::new(self.words(slice), slice.width, self.rows);
-        let floats = match self.input.in_groups() && self.rows > 0 {
+        let (slice, rows) = (&self.input.slices[i], self.rows);
+        let ints = self.made(slice.ints).map_or(&[][..], |made| self.words(made));
+        let pairs = self.made(slice.pairs);
+        let floats = match self.input.in_groups() && rows > 0 {
             true => self.interleaved.columns(slice.at, slice.width),
             false => FloatRows::none(),
         };
-        Operand { floats, ints, rows: self.rows }
+        Operand {
+            floats,
+            pairs: pairs.map_or(PairRows::none(), |made| PairRows::new(self.words(made), made.words, rows)),
+            ints: IntRows::new(ints, slice.width, rows),
+            rows,
+        }
     }
 
     /// The same of these rows of an input that is picked from.
@@ -343,11 +390,14 @@ impl<'a> View<'a> {
             }
             false => FloatRows::none(),
         };
-        let single = SingleRows { words: self.words(slice), width: slice.width };
-        let ints = match slice.ints {
-            true => single.gathered(rows, gathered),
-            false => IntRows::new(&[], slice.width, rows.len()),
-        };
-        Operand { floats, ints, rows: rows.len() }
+        let single = |made: &'a Made| SingleRows { words: self.words(made), row_words: made.words };
+        let pairs = self.made(slice.pairs);
+        let for_pairs = pairs.map_or(0, |made| made.words * room_for(rows.len()));
+        let (for_pairs, for_ints) = gathered.split_at_mut(for_pairs);
+        let ints = self.made(slice.ints).map_or(&[][..], |made| single(made).gathered(rows, for_ints));
+        let pairs = pairs.map_or(PairRows::none(), |made| {
+            PairRows::new(single(made).gathered(rows, for_pairs), made.words, rows.len())
+        });
+        Operand { floats, pairs, ints: IntRows::new(ints, slice.width, rows.len()), rows: rows.len() }
     }
 }

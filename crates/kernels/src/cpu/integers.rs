@@ -58,25 +58,24 @@ impl<'a> IntRows<'a> {
     }
 }
 
-/// Rows of integers that each are a group of their own, from which others are gathered.
+/// Rows of words that each are a group of their own, from which others are gathered.
 #[derive(Clone, Copy)]
 pub(crate) struct SingleRows<'a> {
     pub words: &'a [u32],
-    pub width: usize,
+    pub row_words: usize,
 }
 
 impl<'a> SingleRows<'a> {
     fn row(&self, row: usize) -> &'a [u32] {
-        let words = self.width / UNIT * LINES;
-        &self.words[row * words..(row + 1) * words]
+        &self.words[row * self.row_words..(row + 1) * self.row_words]
     }
 
-    /// These rows in groups; `out` has room for them all.
-    pub fn gathered(&self, index: &[u32], out: &'a mut [u32]) -> IntRows<'a> {
+    /// The words of these rows in groups; `out` has room for them all.
+    pub fn gathered(&self, index: &[u32], out: &'a mut [u32]) -> &'a [u32] {
         if let [row] = index {
-            return IntRows::new(self.row(*row as usize), self.width, 1);
+            return self.row(*row as usize);
         }
-        let words = self.width / UNIT * LINES;
+        let words = self.row_words;
         for (g, rows) in index.chunks(GROUP).enumerate() {
             let members = group_rows(rows.len());
             let group = &mut out[g * GROUP * words..][..members * words];
@@ -88,7 +87,7 @@ impl<'a> SingleRows<'a> {
                 }
             }
         }
-        IntRows::new(out, self.width, index.len())
+        out
     }
 }
 
@@ -224,11 +223,11 @@ mod tests {
         for (x, row) in rows.chunks(width).zip(single.chunks_mut(words)) {
             quantize(level, x, row, 1, 0);
         }
-        let single = SingleRows { words: &single, width };
+        let single = SingleRows { words: &single, row_words: words };
         for n in 1..=19 {
             let index: Vec<u32> = (0..n as u32).map(|i| (i * 7 + 3) % 20).collect();
             let mut out = vec![9; room_for(n) * words];
-            let gathered = single.gathered(&index, &mut out);
+            let gathered = IntRows::new(single.gathered(&index, &mut out), width, n);
             assert_eq!((gathered.len(), gathered.width()), (n, width));
             for first in (0..n).step_by(GROUP) {
                 let (group, used) = gathered.group(first);

@@ -64,6 +64,17 @@ impl CpuBackend {
         Ok(units(&*self.team()?, time, INTEGER_OPS, &|turns| level.run_bytes(Dots { turns })))
     }
 
+    /// Products and sums of pairs of BF16 that all threads make, if the level has instructions for them.
+    pub fn pair_speed(&self, time: Duration) -> Result<Option<Speed>, BackendError> {
+        let level = self.level;
+        if !level.has_pairs() {
+            return Ok(None);
+        }
+        Ok(Some(units(&*self.team()?, time, 2 * FLOAT_OPS, &|turns| {
+            black_box(level.run_pairs(Pairs { turns }));
+        })))
+    }
+
     /// Products and sums of floats that all threads make, fused where the level can.
     pub fn float_speed(&self, time: Duration) -> Result<Speed, BackendError> {
         let level = self.level;
@@ -176,6 +187,37 @@ fn chains<I: Isa, const N: usize>(isa: I, fused: Fused, rounds: usize) -> f32 {
     isa.sum(all)
 }
 
+struct Pairs {
+    turns: usize,
+}
+
+impl Kernel for Pairs {
+    type Out = f32;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> f32 {
+        // A pair of ones, and one of which nothing grows out of range.
+        let (ones, small) = (
+            isa.splat(f32::from_bits(black_box(0x3f80_3f80))),
+            isa.splat(f32::from_bits(black_box(0x3000_b000))),
+        );
+        let mut sums = [isa.zero(); CHAINS];
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = isa.splat(black_box(i as f32));
+        }
+        for _ in 0..self.turns * FEW_CHAINS {
+            for sum in &mut sums {
+                *sum = isa.dot_bf16_pairs(ones, small, *sum);
+            }
+        }
+        let mut all = isa.zero();
+        for sum in sums {
+            all = isa.add(all, sum);
+        }
+        isa.sum(all)
+    }
+}
+
 /// Sums of products of bytes that are under way at a time, as for floats: three vectors of codes with four integers, or one
 /// vector with four.
 const CODES: usize = 3;
@@ -239,6 +281,12 @@ mod tests {
                 let ordered = speed.median <= speed.best;
                 assert!(ordered && (least..most).contains(&speed.best), "{name} {what}: {speed:?}");
             }
+            let pairs = backend.pair_speed(SHORT).unwrap();
+            assert_eq!(
+                pairs.is_some_and(|speed| speed.best > float.best / 4.0),
+                level.has_pairs(),
+                "{name}: {pairs:?}"
+            );
         }
     }
 

@@ -105,8 +105,8 @@ pub(crate) struct Memory {
     pub recurrent: Vec<Shared<f32>>,
     /// The normed rows of the op that runs, if it wants them itself.
     pub normed: Shared<f32>,
-    /// Its rows as integers.
-    pub ints: Shared<u32>,
+    /// Its rows in words, of integers or of pairs.
+    pub words: Shared<u32>,
     /// Its rows in groups of floats.
     pub interleaved: Shared<f32>,
     /// Whatever else the op that runs makes between its stages.
@@ -117,9 +117,9 @@ pub(crate) struct Memory {
 pub(crate) struct LaneMemory {
     /// One normed row.
     pub normed: Shared<f32>,
-    /// One row as integers.
-    pub ints: Shared<u32>,
-    /// Rows of integers that were picked out of others.
+    /// One row in words.
+    pub row_words: Shared<u32>,
+    /// Rows in words that were picked out of others.
     pub gathered: Shared<u32>,
     /// The same in groups of floats.
     pub gathered_floats: Shared<f32>,
@@ -135,11 +135,11 @@ pub(crate) struct LaneMemory {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct ScratchSizes {
     pub shared_normed: usize,
-    pub shared_ints: usize,
+    pub shared_words: usize,
     pub shared_interleaved: usize,
     pub shared_work: usize,
     pub normed: usize,
-    pub ints: usize,
+    pub row_words: usize,
     pub gathered: usize,
     pub gathered_floats: usize,
     pub whole: usize,
@@ -154,7 +154,7 @@ impl LaneMemory {
         let words = |len| Shared::zeroed(len, "scratch");
         Ok(LaneMemory {
             normed: floats(sizes.normed)?,
-            ints: words(sizes.ints)?,
+            row_words: words(sizes.row_words)?,
             gathered: words(sizes.gathered)?,
             gathered_floats: floats(sizes.gathered_floats)?,
             whole: floats(sizes.whole)?,
@@ -166,7 +166,7 @@ impl LaneMemory {
 
     pub fn bytes(&self) -> usize {
         let floats = [&self.normed, &self.gathered_floats, &self.whole, &self.tile, &self.work];
-        let words = [&self.ints, &self.gathered, &self.words];
+        let words = [&self.row_words, &self.gathered, &self.words];
         floats.iter().map(|s| s.bytes()).sum::<usize>() + words.iter().map(|s| s.bytes()).sum::<usize>()
     }
 }

@@ -65,7 +65,12 @@ impl CpuBackend {
         CpuBackend { threads, level: Level::best(), team: Mutex::new(None) }
     }
 
-    /// The names of the instruction levels that this processor has, the best last.
+    /// At the best level that multiplies activations as they are with weights that are floats.
+    pub fn with_exact_floats(threads: usize) -> CpuBackend {
+        CpuBackend { level: Level::best().without_pairs(), ..CpuBackend::new(threads) }
+    }
+
+    /// The names of the instruction levels that this processor has, from the plainest on.
     pub fn levels() -> impl Iterator<Item = &'static str> {
         Level::available().map(Level::name)
     }
@@ -102,12 +107,12 @@ impl Backend for CpuBackend {
     }
 
     fn activations(&self) -> Activations {
-        Activations::Rounded
+        if self.level.has_pairs() { Activations::RoundedToBf16 } else { Activations::Rounded }
     }
 
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
         let team = self.team()?;
-        let mut packer = Packer::new(program, limits, &team)?;
+        let mut packer = Packer::new(program, limits, &team, self.activations())?;
         let steps: Vec<_> =
             program.ops().iter().map(|op| context::prepare(op, &mut packer)).collect::<Result<_, _>>()?;
         let (matrix_bytes, program_left) = (packer.matrix_bytes(), packer.program_left());
@@ -151,7 +156,7 @@ fn take_memory(program: &Program, limits: &Limits, sizes: &ScratchSizes) -> Resu
         values,
         recurrent: recurrent.collect::<Result<_, _>>()?,
         normed: Shared::zeroed(sizes.shared_normed, "scratch")?,
-        ints: Shared::zeroed(sizes.shared_ints, "scratch")?,
+        words: Shared::zeroed(sizes.shared_words, "scratch")?,
         interleaved: Shared::zeroed(sizes.shared_interleaved, "scratch")?,
         work: Shared::zeroed(sizes.shared_work, "scratch")?,
     })
@@ -221,7 +226,7 @@ impl Executor for CpuExecutor {
         let m = &self.memory;
         let vectors = self.program.weight_bytes()
             - self.program.matrices().iter().map(|matrix| matrix.bytes()).sum::<usize>();
-        let shared = m.normed.bytes() + m.ints.bytes() + m.interleaved.bytes() + m.work.bytes();
+        let shared = m.normed.bytes() + m.words.bytes() + m.interleaved.bytes() + m.work.bytes();
         let lanes: usize = self.lanes.iter().map(LaneMemory::bytes).sum();
         MemoryUse {
             weights: self.matrix_bytes + vectors,

@@ -17,6 +17,7 @@ use super::team::Team;
 use crate::backend::{BackendError, Limits};
 use crate::ops::Op;
 use crate::program::{MatId, Matrix, Program};
+use crate::rounding::Activations;
 
 /// Columns of outputs that are made at a time for many rows.
 const TILE: usize = 48;
@@ -173,9 +174,14 @@ impl PackedMatrix {
                 PanelProduct { dtype, panels, x: x.ints, out, stride, skip, columns }.run(level);
                 continue;
             }
-            let x = x.floats;
-            let product = |out, stride| {
-                floats::product(level, FloatProduct { dtype, panels, n_in: self.n_in, x, out, stride });
+            let n_in = self.n_in;
+            let product = |out, stride| match level.has_pairs() && dtype == DType::BF16 {
+                true => {
+                    floats::pair_product(level, FloatProduct { dtype, panels, n_in, x: x.pairs, out, stride })
+                }
+                false => {
+                    floats::product(level, FloatProduct { dtype, panels, n_in, x: x.floats, out, stride })
+                }
             };
             if from.is_multiple_of(WIDTH) && to.is_multiple_of(WIDTH) {
                 product(out, stride);
@@ -256,6 +262,7 @@ impl Table {
 pub(crate) struct Packer<'a> {
     pub program: &'a Program,
     pub limits: &'a Limits,
+    pub activations: Activations,
     team: &'a Team,
     /// Where in the region each matrix begins that an op multiplies with.
     places: Vec<Option<usize>>,
@@ -268,7 +275,12 @@ pub(crate) struct Packer<'a> {
 impl<'a> Packer<'a> {
     /// Takes the memory for all matrices that ops multiply with: in one piece, because what is left over at the ends
     /// of pieces would count as used.
-    pub fn new(program: &'a Program, limits: &'a Limits, team: &'a Team) -> Result<Packer<'a>, BackendError> {
+    pub fn new(
+        program: &'a Program,
+        limits: &'a Limits,
+        team: &'a Team,
+        activations: Activations,
+    ) -> Result<Packer<'a>, BackendError> {
         let mut places = vec![None; program.matrices().len()];
         for op in program.ops().iter().filter(|op| !matches!(op, Op::Embed(_))) {
             op.for_each_matrix(program, &mut |id, _| places[id.0 as usize] = Some(0));
@@ -284,6 +296,7 @@ impl<'a> Packer<'a> {
         Ok(Packer {
             program,
             limits,
+            activations,
             team,
             packed: program.matrices().iter().map(|_| None).collect(),
             places,

@@ -36,6 +36,7 @@ impl Backend for ReferenceWith {
         match self.0 {
             Activations::Exact => "reference",
             Activations::Rounded => "reference (rounded activations)",
+            Activations::RoundedToBf16 => "reference (activations rounded, to BF16 too)",
         }
     }
 

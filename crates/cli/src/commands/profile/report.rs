@@ -41,6 +41,7 @@ struct Row {
 struct Floor {
     memory: f64,
     integer: f64,
+    pair: f64,
     float: f64,
 }
 
@@ -49,25 +50,33 @@ impl Floor {
         Floor {
             memory: work.bytes() as f64 / machine.read().best,
             integer: work.integer_ops as f64 / machine.limits.integer.best,
+            // Where there are no instructions for pairs nothing is made of them.
+            pair: machine.limits.pair.map_or(0.0, |pair| work.pair_ops as f64 / pair.best),
             float: work.float_ops as f64 / machine.limits.float.best,
         }
     }
 
     fn seconds(self) -> f64 {
-        self.memory.max(self.integer + self.float)
+        self.memory.max(self.units())
+    }
+
+    fn units(self) -> f64 {
+        self.integer + self.pair + self.float
     }
 
     /// What keeps an op that takes so long from being faster.
     fn binds(self, seconds: f64) -> &'static str {
-        let units = self.integer + self.float;
+        let units = self.units();
         if self.memory > FASTER * seconds && self.memory > units {
             "caches"
         } else if self.seconds() < NEAR * seconds {
             "cache/latency"
         } else if self.memory >= units {
             "memory read"
-        } else if self.integer >= self.float {
+        } else if self.integer >= self.pair.max(self.float) {
             "integer units"
+        } else if self.pair >= self.float {
+            "BF16 units"
         } else {
             "float units"
         }
@@ -245,6 +254,7 @@ impl Report<'_> {
             "activation_bytes": work.activation_bytes,
             "bytes_s": work.bytes() as f64 / seconds,
             "integer_ops": work.integer_ops,
+            "bf16_ops": work.pair_ops,
             "float_ops": work.float_ops,
             "ops_s": work.ops() as f64 / seconds,
             "limit": floor.map(|floor| floor.seconds() / seconds),
@@ -266,9 +276,13 @@ fn machine_text(machine: &Machine, weight_bytes: usize) -> String {
         text += &format!("a buffer as large as the weights ({size}B) is read at {} GB/s\n", read(weights));
     }
     text += &format!(
-        "limits: memory {} GB/s, integers {} GOP/s, floats {} GFLOP/s\n",
+        "limits: memory {} GB/s, integers {} GOP/s, {}floats {} GFLOP/s\n",
         giga(machine.read().best),
         giga(machine.limits.integer.best),
+        machine
+            .limits
+            .pair
+            .map_or(String::new(), |pair| format!("pairs of BF16 {} GFLOP/s, ", giga(pair.best))),
         giga(machine.limits.float.best),
     );
     text
@@ -318,11 +332,13 @@ mod tests {
 
     #[test]
     fn the_limit_that_binds_is_named() {
-        let floor = |memory, integer, float| Floor { memory, integer, float };
+        let floor = |memory, integer, float| Floor { memory, integer, pair: 0.0, float };
         assert_eq!(floor(0.8, 0.1, 0.0).binds(1.0), "memory read");
         assert_eq!(floor(1.2, 0.1, 0.0).binds(1.0), "caches");
         assert_eq!(floor(0.1, 0.5, 0.1).binds(1.0), "integer units");
         assert_eq!(floor(0.1, 0.2, 0.3).binds(1.0), "float units");
+        assert_eq!(Floor { pair: 0.4, ..floor(0.1, 0.2, 0.3) }.binds(1.0), "BF16 units");
+        assert_eq!(Floor { pair: 0.4, ..floor(0.1, 0.2, 0.3) }.seconds(), 0.9);
         assert_eq!(floor(0.2, 0.1, 0.2).binds(1.0), "cache/latency");
         assert_eq!(floor(0.2, 0.1, 0.3).seconds(), 0.4);
     }

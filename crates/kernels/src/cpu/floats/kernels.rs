@@ -1,11 +1,9 @@
 //! The loops: one row of activations reads the panels as they lie in memory, several share a stretch of three panels
 //! made floats. Both do the same sums in the same order.
 
-use std::marker::PhantomData;
-
-use super::layout::Layout;
+use super::layout::{Layout, panel_bytes};
 use super::{FloatProduct, RUN};
-use crate::cpu::groups::{FloatRows, GROUP};
+use crate::cpu::groups::{GROUP, Groups};
 use crate::cpu::simd::{Isa, Kernel, WIDTH, prefetch, prefetch_far};
 
 /// How far ahead of the next columns of a panel a single row asks for weights in the second-level cache, in bytes.
@@ -19,14 +17,13 @@ const BLOCK: usize = 16;
 #[repr(align(64))]
 struct Stretch([[f32; WIDTH]; 3 * RUN]);
 
-pub(super) struct Products<'a, L, const BYTES: usize> {
-    product: FloatProduct<'a>,
-    layout: PhantomData<L>,
+pub(super) struct Products<'a, L: Layout<BYTES>, const BYTES: usize> {
+    product: FloatProduct<'a, L::X>,
 }
 
 impl<'a, L: Layout<BYTES>, const BYTES: usize> Products<'a, L, BYTES> {
-    pub fn new(product: FloatProduct<'a>) -> Self {
-        Products { product, layout: PhantomData }
+    pub fn new(product: FloatProduct<'a, L::X>) -> Self {
+        Products { product }
     }
 }
 
@@ -35,12 +32,12 @@ impl<L: Layout<BYTES>, const BYTES: usize> Kernel for Products<'_, L, BYTES> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let FloatProduct { panels, n_in, x, out, stride, .. } = self.product;
+        let FloatProduct { dtype, panels, n_in, x, out, stride } = self.product;
         let (pairs, _) = panels.as_chunks::<BYTES>();
-        let per_panel = n_in.div_ceil(2);
+        let per_panel = panel_bytes(dtype, n_in).expect("it was packed") / BYTES;
         match x.len() {
             0 => return,
-            1 => return one_row::<I, L, BYTES>(isa, pairs, x.group(0).0, out),
+            1 => return one_row::<I, L, BYTES>(isa, pairs, per_panel, x.group(0).0, out),
             _ => {}
         }
         let mut stretch = Stretch([[0.0; WIDTH]; 3 * RUN]);
@@ -50,12 +47,12 @@ impl<L: Layout<BYTES>, const BYTES: usize> Kernel for Products<'_, L, BYTES> {
             at += match end - at {
                 // Without registers for more sums, one panel's are all that is kept.
                 3.. if I::MANY_REGISTERS => {
-                    many_rows::<I, L, BYTES, 3>(isa, panels, n_in, x, &mut stretch, out, stride)
+                    many_rows::<I, L, BYTES, 3>(isa, panels, per_panel, x, &mut stretch, out, stride)
                 }
                 2 if I::MANY_REGISTERS => {
-                    many_rows::<I, L, BYTES, 2>(isa, panels, n_in, x, &mut stretch, out, stride)
+                    many_rows::<I, L, BYTES, 2>(isa, panels, per_panel, x, &mut stretch, out, stride)
                 }
-                _ => many_rows::<I, L, BYTES, 1>(isa, panels, n_in, x, &mut stretch, out, stride),
+                _ => many_rows::<I, L, BYTES, 1>(isa, panels, per_panel, x, &mut stretch, out, stride),
             };
         }
     }
@@ -84,17 +81,17 @@ fn next_part<'a, const BYTES: usize, const W: usize>(
 fn one_row<I: Isa, L: Layout<BYTES>, const BYTES: usize>(
     isa: I,
     pairs: &[[u8; BYTES]],
-    x: &[f32],
+    per_panel: usize,
+    x: &[L::X],
     out: &mut [f32],
 ) {
-    let per_panel = x.len().div_ceil(2);
     let (mut at, end) = (0, pairs.len() / per_panel);
     while at < end {
         let (panels, out) = (&pairs[at * per_panel..], &mut out[at * WIDTH..]);
         at += match end - at {
-            4.. => row_of_panels::<I, L, BYTES, 4>(isa, panels, x, out),
-            2.. => row_of_panels::<I, L, BYTES, 2>(isa, panels, x, out),
-            _ => row_of_panels::<I, L, BYTES, 1>(isa, panels, x, out),
+            4.. => row_of_panels::<I, L, BYTES, 4>(isa, panels, per_panel, x, out),
+            2.. => row_of_panels::<I, L, BYTES, 2>(isa, panels, per_panel, x, out),
+            _ => row_of_panels::<I, L, BYTES, 1>(isa, panels, per_panel, x, out),
         };
     }
 }
@@ -103,10 +100,10 @@ fn one_row<I: Isa, L: Layout<BYTES>, const BYTES: usize>(
 fn row_of_panels<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
     isa: I,
     panels: &[[u8; BYTES]],
-    x: &[f32],
+    per_panel: usize,
+    x: &[L::X],
     out: &mut [f32],
 ) -> usize {
-    let per_panel = x.len().div_ceil(2);
     let mut totals = [isa.zero(); W];
     for (run, x) in x.chunks(RUN).enumerate() {
         let (whole, last) = x.as_chunks::<2>();
@@ -117,20 +114,21 @@ fn row_of_panels<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
         let ahead = next_part::<BYTES, W>(panels, per_panel, run * (RUN / 2), weights);
         let mut sums = [isa.zero(); W];
         for (pair, x) in whole.iter().enumerate() {
-            let x = [isa.splat(x[0]), isa.splat(x[1])];
+            let x = [L::splat(isa, x[0]), L::splat(isa, x[1])];
             for w in 0..W {
                 for line in ahead[w][pair].as_chunks::<64>().0 {
                     prefetch_far(line.as_ptr().wrapping_add(FAR));
                     prefetch(line);
                 }
                 let columns = L::columns(isa, &weights[w][pair]);
-                sums[w] = isa.fma(columns[0], x[0], sums[w]);
-                sums[w] = isa.fma(columns[1], x[1], sums[w]);
+                sums[w] = L::add(isa, columns[0], x[0], sums[w]);
+                sums[w] = L::add(isa, columns[1], x[1], sums[w]);
             }
         }
         if let [x] = last {
             for w in 0..W {
-                sums[w] = isa.fma(L::columns(isa, &weights[w][whole.len()])[0], isa.splat(*x), sums[w]);
+                let [column, _] = L::columns(isa, &weights[w][whole.len()]);
+                sums[w] = L::add(isa, column, L::splat(isa, *x), sums[w]);
             }
         }
         for w in 0..W {
@@ -149,13 +147,13 @@ fn row_of_panels<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
 fn many_rows<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
     isa: I,
     panels: &[[u8; BYTES]],
-    n_in: usize,
-    x: FloatRows,
+    per_panel: usize,
+    x: Groups<L::X>,
     stretch: &mut Stretch,
     out: &mut [f32],
     stride: usize,
 ) -> usize {
-    let per_panel = n_in.div_ceil(2);
+    let n_in = x.width();
     for first in (0..n_in).step_by(RUN) {
         let columns = RUN.min(n_in - first);
         let mut weights = [&panels[..0]; W];
@@ -177,14 +175,16 @@ fn many_rows<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
             let out = &mut out[row * stride..];
             let group = Group { columns, next, first: 0, used };
             match members {
-                GROUP if I::MANY_REGISTERS => part.rows::<I, GROUP, GROUP>(isa, group, &mut ahead, out),
-                GROUP => {
-                    part.rows::<I, GROUP, 4>(isa, Group { used: 4, ..group }, &mut ahead, out);
-                    let rest = Group { first: 4, used: used - 4, ..group };
-                    part.rows::<I, GROUP, 4>(isa, rest, &mut ahead, &mut out[4 * stride..]);
+                GROUP if I::MANY_REGISTERS => {
+                    part.rows::<I, L, BYTES, GROUP, GROUP>(isa, group, &mut ahead, out)
                 }
-                4 => part.rows::<I, 4, 4>(isa, group, &mut ahead, out),
-                _ => part.rows::<I, 1, 1>(isa, group, &mut ahead, out),
+                GROUP => {
+                    part.rows::<I, L, BYTES, GROUP, 4>(isa, Group { used: 4, ..group }, &mut ahead, out);
+                    let rest = Group { first: 4, used: used - 4, ..group };
+                    part.rows::<I, L, BYTES, GROUP, 4>(isa, rest, &mut ahead, &mut out[4 * stride..]);
+                }
+                4 => part.rows::<I, L, BYTES, 4, 4>(isa, group, &mut ahead, out),
+                _ => part.rows::<I, L, BYTES, 1, 1>(isa, group, &mut ahead, out),
             }
         }
     }
@@ -239,11 +239,11 @@ fn to_floats<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
 
 /// Rows of a group, from `first` on: the first `used` of as many as there are registers for.
 #[derive(Clone, Copy)]
-struct Group<'a> {
+struct Group<'a, X> {
     /// The columns of the stretch, of all rows of the group.
-    columns: &'a [f32],
+    columns: &'a [X],
     /// The same of the group that comes next, which is brought near meanwhile.
-    next: &'a [f32],
+    next: &'a [X],
     first: usize,
     used: usize,
 }
@@ -259,10 +259,10 @@ struct Part<'a, const W: usize> {
 impl<const W: usize> Part<'_, W> {
     /// Adds what the stretch has for `X` rows of a group of `R` to their totals.
     #[inline(always)]
-    fn rows<I: Isa, const R: usize, const X: usize>(
+    fn rows<I: Isa, L: Layout<BYTES>, const BYTES: usize, const R: usize, const X: usize>(
         &self,
         isa: I,
-        group: Group,
+        group: Group<L::X>,
         ahead: &mut Ahead<W>,
         out: &mut [f32],
     ) {
@@ -278,11 +278,11 @@ impl<const W: usize> Part<'_, W> {
             }
             // A constant number of times: else the compiler copies all sums once for every column.
             for c in 0..BLOCK {
-                add_column::<I, R, X, W>(isa, &weights[c], &x[c], first, &mut sums);
+                add_column::<I, L, BYTES, R, X, W>(isa, &weights[c], &x[c], first, &mut sums);
             }
         }
         for (weights, x) in last.iter().zip(last_of_x) {
-            add_column::<I, R, X, W>(isa, weights, x, first, &mut sums);
+            add_column::<I, L, BYTES, R, X, W>(isa, weights, x, first, &mut sums);
         }
         for r in 0..X.min(used) {
             let totals = out[r * self.stride..][..W * WIDTH].as_chunks_mut::<WIDTH>().0;
@@ -296,10 +296,17 @@ impl<const W: usize> Part<'_, W> {
 }
 
 #[inline(always)]
-fn add_column<I: Isa, const R: usize, const X: usize, const W: usize>(
+fn add_column<
+    I: Isa,
+    L: Layout<BYTES>,
+    const BYTES: usize,
+    const R: usize,
+    const X: usize,
+    const W: usize,
+>(
     isa: I,
     weights: &[[f32; WIDTH]; W],
-    x: &[f32; R],
+    x: &[L::X; R],
     first: usize,
     sums: &mut [[I::V; W]; X],
 ) {
@@ -308,9 +315,9 @@ fn add_column<I: Isa, const R: usize, const X: usize, const W: usize>(
         vectors[w] = isa.load(&weights[w]);
     }
     for r in 0..X {
-        let x = isa.splat(x[first + r]);
+        let x = L::splat(isa, x[first + r]);
         for w in 0..W {
-            sums[r][w] = isa.fma(vectors[w], x, sums[r][w]);
+            sums[r][w] = L::add(isa, vectors[w], x, sums[r][w]);
         }
     }
 }

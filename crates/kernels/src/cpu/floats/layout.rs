@@ -1,19 +1,47 @@
-//! How a panel's weights lie in memory: pair of columns after pair of columns, the last one filled up with zeros.
+//! How a panel's weights lie in memory: pair of columns after pair of columns, filled up with zeros.
 
 use exotherm_tensor::{DType, formats};
 
 use crate::cpu::simd::{Isa, WIDTH};
 
-/// Two columns of sixteen weights in `BYTES` bytes.
+/// Two columns of sixteen weights in `BYTES` bytes, and what they are multiplied with.
 pub(super) trait Layout<const BYTES: usize> {
+    /// An activation.
+    type X: Copy;
+
     /// The weights of the first column and of the second, lane for lane.
     fn columns<I: Isa>(isa: I, pair: &[u8; BYTES]) -> [I::V; 2];
+
+    /// An activation in all lanes.
+    fn splat<I: Isa>(isa: I, x: Self::X) -> I::V;
+
+    /// Adds the products of a column with an activation.
+    fn add<I: Isa>(isa: I, column: I::V, x: I::V, sums: I::V) -> I::V;
+}
+
+/// Of one weight in a lane and one float.
+macro_rules! one_by_one {
+    () => {
+        type X = f32;
+
+        #[inline(always)]
+        fn splat<I: Isa>(isa: I, x: f32) -> I::V {
+            isa.splat(x)
+        }
+
+        #[inline(always)]
+        fn add<I: Isa>(isa: I, column: I::V, x: I::V, sums: I::V) -> I::V {
+            isa.fma(column, x, sums)
+        }
+    };
 }
 
 /// One column after the other.
 pub(super) struct F32;
 
 impl Layout<128> for F32 {
+    one_by_one!();
+
     #[inline(always)]
     fn columns<I: Isa>(isa: I, pair: &[u8; 128]) -> [I::V; 2] {
         let (words, _) = pair.as_chunks::<4>();
@@ -30,6 +58,8 @@ impl Layout<128> for F32 {
 pub(super) struct F16;
 
 impl Layout<64> for F16 {
+    one_by_one!();
+
     #[inline(always)]
     fn columns<I: Isa>(isa: I, pair: &[u8; 64]) -> [I::V; 2] {
         let (halves, _) = pair.as_chunks::<2>();
@@ -47,6 +77,8 @@ impl Layout<64> for F16 {
 pub(super) struct BF16;
 
 impl Layout<64> for BF16 {
+    one_by_one!();
+
     #[inline(always)]
     fn columns<I: Isa>(isa: I, pair: &[u8; 64]) -> [I::V; 2] {
         let (words, _) = pair.as_chunks::<4>();
@@ -58,6 +90,29 @@ impl Layout<64> for BF16 {
     }
 }
 
+/// The same, but a pair of weights and a pair of activations are multiplied at once: what is a column here is two.
+pub(super) struct BF16Pairs;
+
+impl Layout<128> for BF16Pairs {
+    type X = u32;
+
+    #[inline(always)]
+    fn columns<I: Isa>(isa: I, pair: &[u8; 128]) -> [I::V; 2] {
+        // The bits of a register, whatever they mean.
+        F32::columns(isa, pair)
+    }
+
+    #[inline(always)]
+    fn splat<I: Isa>(isa: I, x: u32) -> I::V {
+        isa.splat(f32::from_bits(x))
+    }
+
+    #[inline(always)]
+    fn add<I: Isa>(isa: I, column: I::V, x: I::V, sums: I::V) -> I::V {
+        isa.dot_bf16_pairs(column, x, sums)
+    }
+}
+
 /// Bytes of an element, for the types that lie in panels of this kind.
 fn element_bytes(dtype: DType) -> Option<usize> {
     (!dtype.is_quantized()).then(|| dtype.block_bytes())
@@ -65,7 +120,13 @@ fn element_bytes(dtype: DType) -> Option<usize> {
 
 /// Bytes of a panel of rows of this width, or nothing where another type is asked for or there are too many.
 pub(in crate::cpu) fn panel_bytes(dtype: DType, n_in: usize) -> Option<usize> {
-    n_in.checked_next_multiple_of(2)?.checked_mul(WIDTH * element_bytes(dtype)?)
+    n_in.checked_next_multiple_of(filled_up_to(dtype))?.checked_mul(WIDTH * element_bytes(dtype)?)
+}
+
+/// The columns of a panel are a multiple of this many.
+fn filled_up_to(dtype: DType) -> usize {
+    // Two columns of pairs.
+    if dtype == DType::BF16 { 4 } else { 2 }
 }
 
 /// Where the element of a column and a lane is, counted in elements.
@@ -88,7 +149,7 @@ pub(in crate::cpu) fn pack_panel(dtype: DType, rows: &[&[u8]], n_in: usize, out:
 fn pack<const BYTES: usize>(dtype: DType, rows: &[&[u8]], n_in: usize, out: &mut [u8]) {
     assert!(rows.len() <= WIDTH, "a panel has {WIDTH} rows");
     let (out, _) = out.as_chunks_mut::<BYTES>();
-    let out = &mut out[..n_in.next_multiple_of(2) * WIDTH];
+    let out = &mut out[..n_in.next_multiple_of(filled_up_to(dtype)) * WIDTH];
     out.fill([0; BYTES]);
     for (lane, row) in rows.iter().enumerate() {
         let (row, _) = row.as_chunks::<BYTES>();

@@ -1,12 +1,14 @@
 //! Panels of every float type at every level: against sums in f64, and the same bits for a row alone and among others.
+//! Pairs of BF16 are computed everywhere: by a stand-in where the processor has no instruction for them.
 
 use exotherm_tensor::formats;
 
 use super::*;
 use crate::conformance::data::Numbers;
-use crate::cpu::groups::room_for;
+use crate::cpu::groups::{FloatRows, GROUP, PairRows, group_rows, room_for};
 use crate::cpu::rows::Rows;
-use crate::cpu::simd::WIDTH;
+use crate::cpu::simd::Scalar;
+use crate::rounding::{Rounding, rounded};
 
 const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
@@ -44,6 +46,28 @@ impl Matrix {
         let x = FloatRows::gathered(x, &mut groups);
         let Matrix { dtype, ref panels, n_in, .. } = *self;
         product(level, FloatProduct { dtype, panels, n_in, x, out: &mut out, stride });
+        out
+    }
+
+    /// The same with activations rounded to BF16, in pairs.
+    fn pair_products(&self, level: Level, x: Rows, stride: usize) -> Vec<f32> {
+        let mut out = vec![7.0; (x.len() - 1) * stride + self.padded()];
+        let words = pairs_of(self.n_in);
+        let mut groups = vec![0xa5a5_a5a5; room_for(x.len()) * words];
+        for row in 0..x.len() {
+            let first = row / GROUP * GROUP;
+            let members = group_rows((x.len() - first).min(GROUP));
+            to_pairs(
+                level,
+                x.row(row),
+                &mut groups[first * words..][..members * words],
+                members,
+                row - first,
+            );
+        }
+        let Matrix { dtype, ref panels, n_in, .. } = *self;
+        let x = PairRows::new(&groups, words, x.len());
+        pair_product(level, FloatProduct { dtype, panels, n_in, x, out: &mut out, stride });
         out
     }
 
@@ -120,6 +144,29 @@ fn every_width_and_number_of_rows() {
     }
 }
 
+/// Products of pairs are those of rounded activations, and the same bits from the instructions and the stand-in, for a
+/// row alone and among others.
+#[test]
+fn pairs_of_every_width_and_number_of_rows() {
+    const ROWS: usize = 17;
+    let mut numbers = Numbers::new(34);
+    for n_in in (1..=70).chain([127, 128, 129, 130, 131, 191, 256, 257, 383, 1000]) {
+        let matrix = Matrix::new(DType::BF16, 1 + n_in * 29 % 112, n_in, &mut numbers);
+        let (x, padded) = (numbers.signed(ROWS * n_in, 1.0), matrix.padded());
+        let alone = |row: &[f32]| matrix.pair_products(Level::Scalar(Scalar), Rows::one(row), padded);
+        let want: Vec<f32> = x.chunks(n_in).flat_map(alone).collect();
+        matrix.check_sums(&rounded(Rounding::Bf16, &x), &want, &format!("pairs of {n_in}"));
+        let last = Level::available().last().expect("there is always one");
+        for level in [Level::Scalar(Scalar), last] {
+            for rows in 1..=ROWS {
+                let have = matrix.pair_products(level, Rows::new(&x, n_in, n_in, rows), padded);
+                let what = format!("{rows} rows of {n_in} at {}", level.name());
+                assert_eq!(bits(&have), bits(&want[..rows * padded]), "{what}");
+            }
+        }
+    }
+}
+
 /// The lanes' sums do not lean on each other, and a panel is the same alone and beside others.
 #[test]
 fn panels_alone_and_together() {
@@ -184,7 +231,8 @@ fn packing_of_odd_widths_and_missing_rows() {
 fn sizes_of_panels() {
     assert_eq!(panel_bytes(DType::F32, 3), Some(4 * 64));
     assert_eq!(panel_bytes(DType::F16, 64), Some(64 * 32));
-    assert_eq!(panel_bytes(DType::BF16, 63), Some(64 * 32));
+    assert_eq!(panel_bytes(DType::F16, 65), Some(66 * 32));
+    assert_eq!(panel_bytes(DType::BF16, 65), Some(68 * 32));
     assert_eq!(panel_bytes(DType::F16, usize::MAX), None);
     assert_eq!(panel_bytes(DType::BF16, usize::MAX / 16), None);
     for dtype in DType::all().filter(|t| t.is_quantized()) {

@@ -8,6 +8,7 @@ mod bytes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+mod software;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
@@ -19,7 +20,7 @@ pub(crate) use bytes::{BYTES, ByteIsa, ByteKernel};
 pub(crate) use neon::Neon;
 pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512, Avx512Vnni};
+pub(crate) use x86::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 
 use exotherm_tensor::formats::f32_to_f16;
 
@@ -84,6 +85,16 @@ pub(crate) trait Isa: Copy {
     /// The low halves and the high halves of sixteen words.
     fn bf16_pairs_to_floats(self, pairs: &[u32; WIDTH]) -> [Self::V; 2];
     fn i8s_to_floats(self, bytes: &[u8; WIDTH]) -> Self::V;
+    /// The nearest BF16 of each, as `rounding::bf16` rounds, in pairs: the first of a pair in the low half of its word.
+    fn bf16_pairs(self, from: &[f32; WIDTH]) -> [u32; WIDTH / 2] {
+        software::bf16_pairs(from)
+    }
+    /// Adds the products of pairs of BF16 that the lanes of `a` and `b` are made of, the second one's first; each sum
+    /// is rounded once.
+    #[inline(always)]
+    fn dot_bf16_pairs(self, a: Self::V, b: Self::V, sums: Self::V) -> Self::V {
+        software::dot_bf16_pairs(self, a, b, sums)
+    }
     /// The nearest integers (the even one of two) of values of about −127 to 127 as bytes, four to a word, and their sum.
     /// What is no such value gives something unspecified.
     fn rounded(self, v: Self::V) -> ([u32; 4], i32);
@@ -212,10 +223,12 @@ pub(crate) enum Level {
     Avx512(Avx512),
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512Bf16),
 }
 
 impl Level {
-    /// All levels that this processor has, the best last.
+    /// All levels that this processor has, from the plainest on.
     pub fn available() -> impl Iterator<Item = Level> {
         let levels = [
             Some(Level::Scalar(Scalar)),
@@ -227,12 +240,24 @@ impl Level {
             Avx512::detect().map(Level::Avx512),
             #[cfg(target_arch = "x86_64")]
             Avx512Vnni::detect().map(Level::Avx512Vnni),
+            #[cfg(target_arch = "x86_64")]
+            Avx512Bf16::detect().map(Level::Avx512Bf16),
         ];
         levels.into_iter().flatten()
     }
 
+    /// The fastest.
     pub fn best() -> Level {
-        Level::available().last().unwrap_or(Level::Scalar(Scalar))
+        Level::available().filter(|level| level.pays()).last().unwrap_or(Level::Scalar(Scalar))
+    }
+
+    /// Whether it is faster than those before it.
+    fn pays(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(_) => Avx512Bf16::pays(),
+            _ => true,
+        }
     }
 
     pub fn name(self) -> &'static str {
@@ -246,6 +271,26 @@ impl Level {
             Level::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni(_) => "avx512vnni",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(_) => "avx512bf16",
+        }
+    }
+
+    /// The same without instructions that want activations as BF16.
+    pub fn without_pairs(self) -> Level {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(isa) => Level::Avx512Vnni(isa.without_pairs()),
+            other => other,
+        }
+    }
+
+    /// Whether activations become BF16 where weights are.
+    pub fn has_pairs(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(_) => true,
+            _ => false,
         }
     }
 
@@ -267,6 +312,19 @@ impl Level {
             Level::Avx512(isa) => isa.run_bytes(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni(isa) => isa.run_bytes(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(isa) => isa.without_pairs().run_bytes(kernel),
+        }
+    }
+
+    /// For kernels over pairs of BF16; without the instructions for them they are slow.
+    #[inline(always)]
+    pub fn run_pairs<K: Kernel>(self, kernel: K) -> K::Out {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(isa) => isa.pairs().run(kernel),
+            // Any level will do where there are no instructions: the one that was compiled anyway.
+            _ => kernel.run(Scalar),
         }
     }
 
@@ -283,6 +341,8 @@ impl Level {
             // What vectors of floats do is the same with the instructions for bytes.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni(isa) => isa.floats().run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(isa) => isa.without_pairs().floats().run(kernel),
         }
     }
 }
@@ -290,6 +350,7 @@ impl Level {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rounding::bf16;
     use exotherm_tensor::formats::{bf16_to_f32, f16_to_f32};
 
     struct Everything;
@@ -344,6 +405,23 @@ mod tests {
             assert!(values(isa.max(one, nan)).iter().chain(&values(isa.min(one, nan))).all(|v| v.is_nan()));
             rounds_halves(isa);
             raises_two(isa);
+            rounds_to_pairs(isa);
+        }
+    }
+
+    /// BF16 between all neighbours, one bit to either side of them, and what is no number.
+    #[inline(always)]
+    fn rounds_to_pairs<I: Isa>(isa: I) {
+        for bits in 0..=u16::MAX {
+            let middle = (u32::from(bits) << 16) + 0x8000;
+            let near = [middle, middle - 1, middle.wrapping_add(1), middle - 0x8000];
+            let floats: [f32; WIDTH] =
+                std::array::from_fn(|i| f32::from_bits(near[i % 4] ^ (i as u32 & 4) << 29));
+            let have = isa.bf16_pairs(&floats);
+            let want: [u32; WIDTH / 2] = std::array::from_fn(|i| {
+                u32::from(bf16(floats[2 * i])) | u32::from(bf16(floats[2 * i + 1])) << 16
+            });
+            assert_eq!(have, want, "{floats:?}");
         }
     }
 
@@ -388,5 +466,6 @@ mod tests {
     #[test]
     fn every_level_does_the_same() {
         Level::available().for_each(|level| level.run(Everything));
+        Level::available().last().expect("there is always one").run_pairs(Everything);
     }
 }

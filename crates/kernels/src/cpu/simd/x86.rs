@@ -1,20 +1,52 @@
-//! AVX2 with FMA and F16C, AVX-512, and AVX-512 with its sums of products of bytes (VNNI).
+//! AVX2 with FMA and F16C, AVX-512, and AVX-512 with its sums of products of bytes (VNNI) and of pairs of BF16.
 
 use std::arch::x86_64::*;
 
-use super::{Isa, Kernel, WIDTH};
+use super::{Isa, Kernel, WIDTH, software};
 use crate::cpu::math::{EXP2, EXP2_LOWEST};
 
 /// Made by `detect` alone, so that who has one may use the instructions.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
+/// With the instructions for BF16 or without.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool = false>(());
 
 /// AVX-512 with VNNI.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Vnni(Avx512);
+
+/// AVX-512 with VNNI and BF16.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Bf16 {
+    bytes: Avx512Vnni,
+    pairs: Avx512<true>,
+}
+
+impl Avx512Bf16 {
+    pub fn detect() -> Option<Avx512Bf16> {
+        let bytes = Avx512Vnni::detect().filter(|_| is_x86_feature_detected!("avx512bf16"))?;
+        Some(Avx512Bf16 { bytes, pairs: Avx512(()) })
+    }
+
+    /// Whether a processor that has them multiplies pairs faster than floats. Zen 4 and 5 start as many instructions of
+    /// either kind, so twice as many products; Intel's (Emerald Rapids) were measured to make half as many.
+    pub fn pays() -> bool {
+        let vendor = __cpuid(0);
+        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+    }
+
+    /// The level whose vectors of bytes and floats these are.
+    pub fn without_pairs(self) -> Avx512Vnni {
+        self.bytes
+    }
+
+    /// Vectors of floats with the instructions for pairs of BF16.
+    pub fn pairs(self) -> Avx512<true> {
+        self.pairs
+    }
+}
 
 impl Avx512Vnni {
     pub fn detect() -> Option<Avx512Vnni> {
@@ -45,6 +77,20 @@ impl Avx2 {
             kernel.run(isa)
         }
         // SAFETY: `self` was made by `detect`.
+        unsafe { enabled(self, kernel) }
+    }
+}
+
+impl Avx512<true> {
+    #[inline(always)]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,bmi1,bmi2,lzcnt"
+        )]
+        fn enabled<K: Kernel>(isa: Avx512<true>, kernel: K) -> K::Out {
+            kernel.run(isa)
+        }
+        // SAFETY: `self` was made by `Avx512Bf16::detect`.
         unsafe { enabled(self, kernel) }
     }
 }
@@ -256,7 +302,7 @@ impl Isa for Avx2 {
     }
 }
 
-impl Isa for Avx512 {
+impl<const BF16: bool> Isa for Avx512<BF16> {
     type V = __m512;
     const MANY_REGISTERS: bool = true;
 
@@ -359,6 +405,28 @@ impl Isa for Avx512 {
             let words = _mm512_loadu_si512(pairs.as_ptr().cast());
             let high = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
             [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)), _mm512_castsi512_ps(high)]
+        }
+    }
+
+    #[inline(always)]
+    fn bf16_pairs(self, from: &[f32; WIDTH]) -> [u32; WIDTH / 2] {
+        if !BF16 {
+            return software::bf16_pairs(from);
+        }
+        // SAFETY: `self` was made by `Avx512Bf16::detect`; sixteen halves have as many bits as eight words.
+        unsafe { std::mem::transmute(_mm512_cvtneps_pbh(self.load(from))) }
+    }
+
+    #[inline(always)]
+    fn dot_bf16_pairs(self, a: Self::V, b: Self::V, sums: Self::V) -> Self::V {
+        if !BF16 {
+            return software::dot_bf16_pairs(self, a, b, sums);
+        }
+        // SAFETY: `self` was made by `Avx512Bf16::detect`; vectors of 512 bits have the same bits, whatever their elements.
+        unsafe {
+            let (a, b) =
+                (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
+            _mm512_dpbf16_ps(sums, a, b)
         }
     }
 

@@ -40,7 +40,7 @@ impl Step {
     fn mix(&self, cx: &Ctx, lane: &mut Lane) {
         let width = self.weight.n_in();
         let columns = lane.columns(width);
-        let rows = self.input.view(cx, lane.normed, lane.ints).floats;
+        let rows = self.input.view(cx, lane.normed, lane.row_words).floats;
         let mix = &cx.vector(self.op.mix)[columns.clone()];
         for_each_shift(cx, self.op.state, rows, columns.clone(), |row, now, before| {
             let at = row * width;
@@ -52,7 +52,7 @@ impl Step {
 
     fn project(&self, cx: &Ctx, lane: &mut Lane) {
         let columns = lane.columns(self.weight.n_out());
-        let x = self.mixed.view(cx, lane.normed, lane.ints).operand(0);
+        let x = self.mixed.view(cx, lane.normed, lane.row_words).operand(0);
         self.weight.for_products(cx.level, columns, x, &mut lane.tiles, |row, first, products| {
             activate(cx.level, Activation::SquaredRelu, products);
             // SAFETY: these columns are this lane's.

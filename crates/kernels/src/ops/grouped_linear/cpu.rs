@@ -33,7 +33,7 @@ impl CpuOp for Step {
             return self.input.prepare(cx, lane);
         }
         let columns = lane.columns(cx.program.buffer(self.op.out).width);
-        let x = self.input.view(cx, lane.normed, lane.ints);
+        let x = self.input.view(cx, lane.normed, lane.row_words);
         for (i, (out_at, weight)) in self.groups.iter().enumerate() {
             let part = overlap(&columns, *out_at, weight.n_out());
             weight.for_products(cx.level, part, x.operand(i), &mut lane.tiles, |row, first, products| {

@@ -24,7 +24,7 @@ impl CpuOp for Step {
             return self.input.prepare(cx, lane);
         }
         let columns = lane.columns(self.weight.n_out());
-        let x = self.input.view(cx, lane.normed, lane.ints).operand(0);
+        let x = self.input.view(cx, lane.normed, lane.row_words).operand(0);
         self.weight.for_products(cx.level, columns, x, &mut lane.tiles, |row, first, products| {
             soft_cap(cx.level, self.op.soft_cap, products);
             // SAFETY: these columns are this lane's.

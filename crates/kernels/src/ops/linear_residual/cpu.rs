@@ -38,7 +38,7 @@ impl Step {
         let width = self.weight.n_out();
         let bias = self.op.bias.map(|b| cx.vector(b));
         let columns = lane.columns(width);
-        let x = self.input.view(cx, lane.normed, lane.ints).operand(0);
+        let x = self.input.view(cx, lane.normed, lane.row_words).operand(0);
         self.weight.for_products(cx.level, columns, x, &mut lane.tiles, |row, first, products| {
             if let Some(bias) = bias {
                 products.iter_mut().zip(&bias[first..]).for_each(|(p, b)| *p += b);

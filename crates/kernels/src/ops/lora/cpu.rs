@@ -56,7 +56,7 @@ impl CpuOp for Step {
 impl Step {
     fn down(&self, cx: &Ctx, lane: &mut Lane) {
         let columns = lane.columns(self.middle);
-        let x = self.input.view(cx, lane.normed, lane.ints);
+        let x = self.input.view(cx, lane.normed, lane.row_words);
         for (i, (pair, Pair { down, middle_at, .. })) in self.op.pairs.iter().zip(&self.pairs).enumerate() {
             let part = overlap(&columns, *middle_at, down.n_out());
             down.for_products(cx.level, part, x.operand(i), &mut lane.tiles, |row, first, products| {
@@ -70,7 +70,7 @@ impl Step {
 
     fn up(&self, cx: &Ctx, lane: &mut Lane) {
         let columns = lane.columns(cx.program.buffer(self.op.out).width);
-        let x = self.middles.view(cx, lane.normed, lane.ints);
+        let x = self.middles.view(cx, lane.normed, lane.row_words);
         for (i, (pair, Pair { up, out_at, .. })) in self.op.pairs.iter().zip(&self.pairs).enumerate() {
             let part = overlap(&columns, *out_at, up.n_out());
             let bias = pair.bias.map(|b| cx.vector(b));

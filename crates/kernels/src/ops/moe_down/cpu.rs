@@ -37,7 +37,7 @@ impl CpuOp for Step {
         // SAFETY: the op does not write its input.
         let routes = unsafe { cx.rows(self.op.routes) };
         // The hidden rows of all choices, one after another.
-        let hidden = self.input.view(cx, lane.normed, lane.ints);
+        let hidden = self.input.view(cx, lane.normed, lane.row_words);
         let visits = Visits::sorted(routes, top_k, self.op.experts, lane.words);
         for first in columns.clone().step_by(COLUMNS) {
             let n = COLUMNS.min(columns.end - first);

@@ -31,7 +31,7 @@ impl CpuOp for Step {
         let columns = lane.columns(self.hidden);
         // SAFETY: the op does not write its input.
         let routes = unsafe { cx.rows(self.op.routes) };
-        let x = self.input.view(cx, lane.normed, lane.ints);
+        let x = self.input.view(cx, lane.normed, lane.row_words);
         let visits = Visits::sorted(routes, self.op.top_k, self.op.experts, lane.words);
         for expert in 0..self.op.experts {
             let (rows, choices) = visits.of(expert);

@@ -34,7 +34,7 @@ impl Step {
     fn score(&self, cx: &Ctx, lane: &mut Lane) {
         let experts = self.router.n_out();
         let (rows, columns) = (lane.items(cx.batch.rows()), lane.columns(experts));
-        let x = self.input.view(cx, lane.normed, lane.ints);
+        let x = self.input.view(cx, lane.normed, lane.row_words);
         for row in rows {
             // SAFETY: each row is written by one lane.
             unsafe { cx.row_mut(self.op.normed, row) }.copy_from_slice(x.floats.row(row));

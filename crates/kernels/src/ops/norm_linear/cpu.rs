@@ -27,7 +27,7 @@ impl CpuOp for Step {
             return self.input.prepare(cx, lane);
         }
         let columns = lane.columns(cx.program.buffer(self.op.out).width);
-        let x = self.input.view(cx, lane.normed, lane.ints).operand(0);
+        let x = self.input.view(cx, lane.normed, lane.row_words).operand(0);
         if self.op.activation.is_gated() {
             return self.gated(cx, columns, x, &mut lane.tiles);
         }

@@ -25,7 +25,7 @@ impl CpuOp for Step {
         }
         let width = cx.program.buffer(self.op.x).width;
         let columns = lane.columns(width);
-        let rows = self.input.view(cx, lane.normed, lane.ints).floats;
+        let rows = self.input.view(cx, lane.normed, lane.row_words).floats;
         let mix = cx.vector(self.op.mix);
         for_each_shift(cx, self.op.state, rows, columns.clone(), |row, now, before| {
             for m in 0..self.op.mixes {
