@@ -25,20 +25,27 @@ fn what_cannot_be_done_is_refused_by_name() {
     }
     assert!(refused(&mut engine, greedy(&[1], usize::MAX)).contains("context"));
     assert!(refused(&mut engine, greedy(&[VOCAB as u32], 1)).contains("token 23 is outside"));
-    let greedy_one = Sampling::default();
+    let greedy_one = Sampling::default;
     for (name, sampling) in [
-        ("temperature", Sampling { temperature: -1.0, ..greedy_one }),
-        ("temperature", Sampling { temperature: f32::NAN, ..greedy_one }),
-        ("top_p", Sampling { top_p: 0.0, ..greedy_one }),
-        ("top_p", Sampling { top_p: 1.5, ..greedy_one }),
-        ("min_p", Sampling { min_p: -0.1, ..greedy_one }),
-        ("repeat_penalty", Sampling { repeat_penalty: 0.0, ..greedy_one }),
-        ("presence_penalty", Sampling { presence_penalty: f32::INFINITY, ..greedy_one }),
-        ("frequency_penalty", Sampling { frequency_penalty: f32::NAN, ..greedy_one }),
+        ("temperature", Sampling { temperature: -1.0, ..greedy_one() }),
+        ("temperature", Sampling { temperature: f32::NAN, ..greedy_one() }),
+        ("top_p", Sampling { top_p: 0.0, ..greedy_one() }),
+        ("top_p", Sampling { top_p: 1.5, ..greedy_one() }),
+        ("min_p", Sampling { min_p: -0.1, ..greedy_one() }),
+        ("repeat_penalty", Sampling { repeat_penalty: 0.0, ..greedy_one() }),
+        ("presence_penalty", Sampling { presence_penalty: f32::INFINITY, ..greedy_one() }),
+        ("frequency_penalty", Sampling { frequency_penalty: f32::NAN, ..greedy_one() }),
+        ("logit_bias is 101", Sampling { logit_bias: vec![(1, 2.0), (3, 101.0)], ..greedy_one() }),
+        ("logit_bias is -inf", Sampling { logit_bias: vec![(1, f32::NEG_INFINITY)], ..greedy_one() }),
+        ("logit_bias is NaN", Sampling { logit_bias: vec![(1, f32::NAN)], ..greedy_one() }),
+        ("logit_bias names token 23", Sampling { logit_bias: vec![(22, -1.0), (23, 1.0)], ..greedy_one() }),
     ] {
         let why = refused(&mut engine, Request { sampling, ..greedy(&[1], 1) });
         assert!(why.starts_with(name), "{name}: {why}");
     }
+    assert!(
+        refused(&mut engine, Request { logprobs: Some(21), ..greedy(&[1], 1) }).contains("logprobs of 21")
+    );
     assert!(engine.is_idle(), "what is refused leaves nothing behind");
     engine.submit(greedy(&[1; 10], 6)).expect("a request that fills the context exactly is fine");
 }

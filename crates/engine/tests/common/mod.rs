@@ -223,6 +223,7 @@ pub fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
         prompt: prompt.to_vec(),
         max_tokens,
         sampling: Sampling::default(),
+        logprobs: None,
         stop_tokens: Vec::new(),
         hold: false,
     }
@@ -244,7 +245,7 @@ impl Heard {
     pub fn step(&mut self, engine: &mut Engine) {
         for event in engine.step().expect("the step runs") {
             match *event {
-                Event::Token { id, token, index } => {
+                Event::Token { id, token, index, .. } => {
                     let tokens = self.tokens.entry(id).or_default();
                     assert_eq!(index, tokens.len(), "tokens come in order");
                     assert!(!self.ends.contains_key(&id), "nothing comes after the end");
