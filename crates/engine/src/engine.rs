@@ -16,7 +16,7 @@ pub struct Engine {
     batch: Batch,
     sampled: Vec<Sampled>,
     events: Vec<Event>,
-    /// What happened between two steps, told with the next.
+    /// What happened and was not told yet.
     pending_events: Vec<Event>,
 }
 
@@ -35,7 +35,7 @@ impl Engine {
             batch: Batch::with_capacity(limits.rows, config.max_seqs, limits.blocks),
             sampled: Vec::with_capacity(config.max_seqs),
             events: Vec::with_capacity(2 * config.max_seqs),
-            pending_events: Vec::new(),
+            pending_events: Vec::with_capacity(2 * config.max_seqs),
         })
     }
 
@@ -63,8 +63,7 @@ impl Engine {
                     return Err(error);
                 }
             };
-            let told = if position.is_some() { &mut self.pending_events } else { &mut self.events };
-            self.scheduler.commit(plan, &self.sampled, Instant::now(), told);
+            self.scheduler.commit(plan, &self.sampled, Instant::now(), &mut self.pending_events);
             if let Some(position) = position {
                 return Err(EngineError::NotNumbers { position });
             }

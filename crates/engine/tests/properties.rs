@@ -117,7 +117,7 @@ proptest! {
             let run = prompt.len() - usize::from(heard.ends[&held].0 == FinishReason::Length);
             prompt.truncate(kept);
             prompt.extend(&added);
-            let (sampling, max_tokens) = next;
+            let (sampling, max_tokens) = next.clone();
             let request = Request { sampling, ..greedy(&prompt, max_tokens) };
             let id = engine.submit_after(held, request.clone()).expect("it is held");
             heard.finish(&mut engine);
