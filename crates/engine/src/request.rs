@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::sampling::Sampling;
+use exotherm_kernels::{Sampled, Sampling, TokenLogprob};
 
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -11,6 +11,9 @@ pub struct Request {
     /// At most so many tokens are generated; the prompt and they must fit into the context.
     pub max_tokens: usize,
     pub sampling: Sampling,
+    /// Asks for the log-probabilities of every token of the answer and of so many of the likeliest in its place,
+    /// `sampling::MAX_LOGPROBS` at most.
+    pub logprobs: Option<u8>,
     /// A token of these ends the request and is not emitted.
     pub stop_tokens: Vec<u32>,
     /// Keeps the sequence's state when the request is finished, for `Engine::submit_after` (a chat's next
@@ -28,19 +31,37 @@ impl fmt::Display for RequestId {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Event {
     /// Token number `index` of the answer.
     Token {
         id: RequestId,
         token: u32,
         index: usize,
+        /// Where the request asked for them.
+        logprobs: Option<Box<TokenLogprobs>>,
     },
     Finished {
         id: RequestId,
         reason: FinishReason,
         stats: RequestStats,
     },
+}
+
+/// Log-probabilities as the model gives them, before bias, penalties and temperature.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TokenLogprobs {
+    /// Of the token itself.
+    pub logprob: f32,
+    /// The likeliest tokens in its place, likelier first. The token may not be among them.
+    pub top: Vec<TokenLogprob>,
+}
+
+impl TokenLogprobs {
+    pub(crate) fn of(sampled: &Sampled) -> Option<Box<TokenLogprobs>> {
+        let logprobs = sampled.logprobs?;
+        Some(Box::new(TokenLogprobs { logprob: logprobs.logprob, top: logprobs.top().to_vec() }))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
