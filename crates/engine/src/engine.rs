@@ -1,5 +1,6 @@
 //! The engine: requests in, steps, events out.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use exotherm_kernels::{Backend, Batch, Executor, Program};
@@ -20,6 +21,8 @@ pub struct Engine {
     /// Floats from one row of logits to the next, and how many of them are tokens that may be given back.
     logits_width: usize,
     choices: usize,
+    ctx: usize,
+    vocab: usize,
     events: Vec<Event>,
     /// What happened between two steps, told with the next.
     pending_events: Vec<Event>,
@@ -43,6 +46,8 @@ impl Engine {
             sampled: Vec::with_capacity(config.max_seqs),
             logits_width,
             choices: logits_width.min(program.vocab()),
+            ctx: config.ctx,
+            vocab: program.vocab(),
             events: Vec::with_capacity(2 * config.max_seqs),
             pending_events: Vec::new(),
         })
@@ -64,7 +69,9 @@ impl Engine {
     pub fn step(&mut self) -> Result<&[Event], EngineError> {
         self.events.clear();
         if let Some(plan) = self.scheduler.plan(Instant::now()) {
-            if let Err(error) = self.run(&plan) {
+            // What the program panicked over is the step's own; the plan tells whose step it was.
+            let ran = catch_unwind(AssertUnwindSafe(|| self.run(&plan)));
+            if let Err(error) = ran.unwrap_or_else(|panic| Err(EngineError::panicked(&*panic))) {
                 self.scheduler.abandon(plan, Instant::now(), &mut self.pending_events);
                 return Err(error);
             }
@@ -103,6 +110,20 @@ impl Engine {
     /// Whether a step has nothing to do and nothing to tell.
     pub fn is_idle(&self) -> bool {
         self.scheduler.is_idle() && self.pending_events.is_empty()
+    }
+
+    /// Requests that wait to begin and those that run.
+    pub fn load(&self) -> (usize, usize) {
+        self.scheduler.load()
+    }
+
+    /// Tokens that a sequence may have, prompt and answer together.
+    pub fn ctx(&self) -> usize {
+        self.ctx
+    }
+
+    pub fn vocab(&self) -> usize {
+        self.vocab
     }
 
     pub fn books(&self) -> Books {

@@ -1,3 +1,5 @@
+use std::any::Any;
+
 use exotherm_kernels::BackendError;
 
 use crate::request::RequestId;
@@ -41,6 +43,17 @@ pub enum EngineError {
         "perplexity in windows of {ctx} needs at least {need} tokens, the text has {have}; a smaller --ctx helps"
     )]
     TooFewTokens { ctx: usize, need: usize, have: usize },
+    #[error("the step panicked: {0}")]
+    Panicked(String),
     #[error(transparent)]
     Backend(#[from] BackendError),
+}
+
+impl EngineError {
+    /// What a caught panic said.
+    pub(crate) fn panicked(payload: &(dyn Any + Send)) -> EngineError {
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        EngineError::Panicked(text.unwrap_or("no message").to_string())
+    }
 }

@@ -5,7 +5,7 @@ use exotherm_kernels::{BLOCK, Backend, Batch, Executor, Program};
 
 use crate::config::EngineConfig;
 use crate::error::EngineError;
-use crate::scheduler::check_tokens;
+use crate::request::check_tokens;
 
 /// A program compiled for one sequence, which every call begins anew.
 pub struct Evaluator {

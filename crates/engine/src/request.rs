@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::error::EngineError;
 use crate::sampling::Sampling;
 
 #[derive(Clone, Debug)]
@@ -16,6 +17,31 @@ pub struct Request {
     /// Keeps the sequence's state when the request is finished, for `Engine::submit_after` (a chat's next
     /// turn).
     pub hold: bool,
+}
+
+impl Request {
+    /// Refuses what no engine with this context and vocabulary can do as asked.
+    pub fn check(&self, ctx: usize, vocab: usize) -> Result<(), EngineError> {
+        let (prompt, max_tokens) = (self.prompt.len(), self.max_tokens);
+        if prompt == 0 {
+            return Err(EngineError::EmptyPrompt);
+        }
+        if max_tokens == 0 {
+            return Err(EngineError::NothingToGenerate);
+        }
+        if prompt.checked_add(max_tokens).is_none_or(|total| total > ctx) {
+            return Err(EngineError::TooLong { prompt, max_tokens, ctx });
+        }
+        check_tokens(&self.prompt, vocab)?;
+        self.sampling.check()
+    }
+}
+
+pub(crate) fn check_tokens(tokens: &[u32], vocab: usize) -> Result<(), EngineError> {
+    match tokens.iter().find(|&&token| token as usize >= vocab) {
+        Some(&token) => Err(EngineError::Token { token, vocab }),
+        None => Ok(()),
+    }
 }
 
 /// Names a request for as long as its engine lives.

@@ -67,28 +67,13 @@ impl Scheduler {
         }
     }
 
-    fn check(&self, request: &Request) -> Result<(), EngineError> {
-        let (prompt, max_tokens, ctx) = (request.prompt.len(), request.max_tokens, self.ctx);
-        if prompt == 0 {
-            return Err(EngineError::EmptyPrompt);
-        }
-        if max_tokens == 0 {
-            return Err(EngineError::NothingToGenerate);
-        }
-        if prompt.checked_add(max_tokens).is_none_or(|total| total > ctx) {
-            return Err(EngineError::TooLong { prompt, max_tokens, ctx });
-        }
-        check_tokens(&request.prompt, self.vocab)?;
-        request.sampling.check()
-    }
-
     fn new_id(&mut self) -> RequestId {
         self.next_id += 1;
         RequestId(self.next_id)
     }
 
     pub fn submit(&mut self, request: Request, now: Instant) -> Result<RequestId, EngineError> {
-        self.check(&request)?;
+        request.check(self.ctx, self.vocab)?;
         // Sequences that are held leave only when they are told to: behind so many, a request could wait for
         // ever.
         let holds = self.places.iter().flatten().chain(&self.waiting).filter(|s| s.hold).count();
@@ -106,7 +91,7 @@ impl Scheduler {
         request: Request,
         now: Instant,
     ) -> Result<RequestId, EngineError> {
-        self.check(&request)?;
+        request.check(self.ctx, self.vocab)?;
         let place = self.place_of(previous).filter(|&p| self.at(p).is_held);
         let place = place.ok_or(EngineError::NotHeld(previous))?;
         let id = self.new_id();
@@ -266,6 +251,11 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
+    /// Sequences that wait to begin and those that run.
+    pub fn load(&self) -> (usize, usize) {
+        (self.waiting.len(), self.running.len())
+    }
+
     pub fn books(&self) -> Books {
         let used = self.places.iter().flatten().map(|s| s.blocks.len()).sum();
         Books { free: self.pool.free(), used, total: self.pool.total() }
@@ -273,12 +263,5 @@ impl Scheduler {
 
     fn audit(&self) {
         debug_assert!(self.books().balance(), "the books do not balance: {:?}", self.books());
-    }
-}
-
-pub(crate) fn check_tokens(tokens: &[u32], vocab: usize) -> Result<(), EngineError> {
-    match tokens.iter().find(|&&token| token as usize >= vocab) {
-        Some(&token) => Err(EngineError::Token { token, vocab }),
-        None => Ok(()),
     }
 }
