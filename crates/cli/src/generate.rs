@@ -89,7 +89,7 @@ pub fn answer(
 }
 
 struct Running<'a> {
-    stream: exotherm_tokenizer::Stream<'a>,
+    stream: exotherm_tokenizer::Stream<&'a Tokenizer>,
     matcher: StopMatcher,
     answer: Answer,
     finished: Option<FinishReason>,

@@ -1,0 +1,214 @@
+//! Answers while they are made: from the engine's tokens to text, choice by choice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use exotherm_engine::handle::{Listener, Ticket, Update};
+use exotherm_engine::{FinishReason, Request, RequestStats};
+use exotherm_tokenizer::{StopMatcher, Stream, Tokenizer};
+use tokio::sync::mpsc::{Receiver, channel};
+use tokio::time::{Instant, timeout_at};
+
+use crate::error::ApiError;
+use crate::params::Params;
+
+/// Updates of a choice that may wait to be written; a client that lets more pile up has gone to sleep, and its request
+/// is cancelled.
+const MOST_UNREAD: usize = 16_384;
+
+pub struct Prompt {
+    pub ids: Vec<u32>,
+    /// The prompt as text, where the answer is to begin with it.
+    pub echo: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Finish {
+    Stop,
+    Length,
+}
+
+impl Finish {
+    pub fn name(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+        }
+    }
+}
+
+/// One answer of a request.
+pub struct Choice {
+    stream: Stream<Arc<Tokenizer>>,
+    matcher: StopMatcher,
+    ticket: Option<Ticket>,
+    is_accepted: bool,
+    /// Tokens up to the stop string or the end.
+    pub tokens: usize,
+    pub stats: RequestStats,
+    pub finish: Option<Finish>,
+}
+
+/// What came of an update.
+pub struct Progress {
+    pub choice: usize,
+    pub text: String,
+    pub finish: Option<Finish>,
+}
+
+/// A request that the engine works on. Dropping it cancels what is not finished.
+pub struct Running {
+    updates: Receiver<(usize, Update)>,
+    pub choices: Vec<Choice>,
+    deadline: Option<Instant>,
+    /// The parameter in which the prompts stood.
+    prompt: &'static str,
+}
+
+impl Running {
+    /// Hands the prompts to the engine, `n` choices each, and waits until it has taken them.
+    pub async fn start(
+        params: &Params,
+        prompts: &[Prompt],
+        prompt: &'static str,
+        timeout: Option<Duration>,
+    ) -> Result<Running, ApiError> {
+        let requests = requests(params, prompts);
+        let (tell, updates) = channel(requests.len().saturating_mul(MOST_UNREAD));
+        let listen = |(i, request)| {
+            let tell = tell.clone();
+            let listener: Listener = Box::new(move |update| tell.try_send((i, update)).is_ok());
+            (request, listener)
+        };
+        let submissions = requests.into_iter().enumerate().map(listen).collect();
+        let tickets = params.model.handle.submit(submissions);
+        let tickets = tickets.map_err(|refusal| ApiError::from_refusal(&refusal, prompt))?;
+        let choices = tickets.into_iter().map(|ticket| Choice::new(params, ticket)).collect();
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut running = Running { updates, choices, deadline, prompt };
+        while !running.choices.iter().all(|choice| choice.is_accepted) {
+            running.next().await?;
+        }
+        Ok(running)
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.choices.iter().all(|choice| choice.finish.is_some())
+    }
+
+    /// The next thing that happens.
+    pub async fn next(&mut self) -> Result<Progress, ApiError> {
+        let received = match self.deadline {
+            None => self.updates.recv().await,
+            Some(deadline) => timeout_at(deadline, self.updates.recv()).await.map_err(|_| {
+                ApiError::new(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "timeout",
+                    "the answer took longer than --timeout allows",
+                )
+            })?,
+        };
+        // Listeners are dropped early only by an engine that is gone, or when nobody read what they said.
+        let update =
+            received.ok_or_else(|| ApiError::unavailable("shutting_down", "the engine has stopped"))?;
+        self.take(update)
+    }
+
+    /// What has happened already, without waiting.
+    pub fn ready(&mut self) -> Option<Result<Progress, ApiError>> {
+        self.updates.try_recv().ok().map(|update| self.take(update))
+    }
+
+    fn take(&mut self, (i, update): (usize, Update)) -> Result<Progress, ApiError> {
+        let choice = &mut self.choices[i];
+        let text = match update {
+            Update::Accepted => {
+                choice.is_accepted = true;
+                String::new()
+            }
+            Update::Refused(error) => return Err(ApiError::from_engine(&error, self.prompt)),
+            Update::Token { token, .. } => choice.push(token)?,
+            Update::Finished { reason, stats, fault } => {
+                choice.stats = stats;
+                choice.end(reason, fault.as_deref())?
+            }
+        };
+        Ok(Progress { choice: i, text, finish: choice.finish })
+    }
+}
+
+fn requests(params: &Params, prompts: &[Prompt]) -> Vec<Request> {
+    let of_prompt = |prompt: &Prompt| {
+        let room = params.model.handle.ctx().saturating_sub(prompt.ids.len()).max(1);
+        Request {
+            prompt: prompt.ids.clone(),
+            max_tokens: params.max_tokens.unwrap_or(room),
+            sampling: params.sampling,
+            stop_tokens: if params.ignore_eos { Vec::new() } else { params.model.stop_tokens.clone() },
+            hold: false,
+        }
+    };
+    let choices = |prompt| {
+        let request = of_prompt(prompt);
+        (0..params.n).map(move |i| {
+            let mut request = request.clone();
+            request.sampling.seed = request.sampling.seed.wrapping_add(i as u64);
+            request
+        })
+    };
+    prompts.iter().flat_map(choices).collect()
+}
+
+impl Choice {
+    fn new(params: &Params, ticket: Ticket) -> Choice {
+        Choice {
+            stream: Stream::new(Arc::clone(&params.model.tokenizer), false),
+            matcher: StopMatcher::new(params.stops.iter().cloned()),
+            ticket: Some(ticket),
+            is_accepted: false,
+            tokens: 0,
+            stats: RequestStats::default(),
+            finish: None,
+        }
+    }
+
+    /// The text that can be shown now.
+    fn push(&mut self, token: u32) -> Result<String, ApiError> {
+        if self.matcher.stopped() {
+            return Ok(String::new());
+        }
+        self.tokens += 1;
+        let text = match self.stream.push(token) {
+            Ok(text) => text,
+            // A vocabulary may have fewer pieces than the model has rows.
+            Err(error) => return Err(ApiError::internal(error.to_string())),
+        };
+        let shown = self.matcher.push(&text);
+        if self.matcher.stopped() {
+            self.ticket = None;
+        }
+        Ok(shown)
+    }
+
+    fn end(&mut self, reason: FinishReason, fault: Option<&str>) -> Result<String, ApiError> {
+        self.ticket = None;
+        let rest = self.stream.finish();
+        let rest = self.matcher.push(&rest) + &self.matcher.finish();
+        self.finish = Some(match reason {
+            _ if self.matcher.stopped() => Finish::Stop,
+            FinishReason::Stop(_) => Finish::Stop,
+            FinishReason::Length => Finish::Length,
+            FinishReason::Failed => {
+                return Err(ApiError::internal(fault.unwrap_or("the engine failed over this request")));
+            }
+            FinishReason::Cancelled => {
+                return Err(ApiError::unavailable(
+                    "shutting_down",
+                    "the request was cut off: the server shuts down",
+                ));
+            }
+        });
+        Ok(rest)
+    }
+}
