@@ -163,8 +163,17 @@ fn has_float_matrix(checkpoint: &Checkpoint) -> bool {
 
 /// What computes, telling what its attention took if `RUST_LOG` asks for that.
 pub fn backend(args: &ComputeArgs) -> Result<Box<dyn Backend>> {
-    Ok(traced(match args.backend {
-        BackendKind::Cpu => Box::new(cpu_backend(args.threads(), &args.isa)?),
+    backend_and_level(args).map(|(backend, _)| backend)
+}
+
+/// The same, and with which instructions it computes.
+pub fn backend_and_level(args: &ComputeArgs) -> Result<(Box<dyn Backend>, &'static str)> {
+    let (backend, level): (Box<dyn Backend>, _) = match args.backend {
+        BackendKind::Cpu => {
+            let backend = cpu_backend(args.threads(), &args.isa)?;
+            let level = backend.level();
+            (Box::new(backend), level)
+        }
         BackendKind::Reference => {
             if args.isa.isa.is_some() {
                 let why =
@@ -172,9 +181,10 @@ pub fn backend(args: &ComputeArgs) -> Result<Box<dyn Backend>> {
                 return Err(output::UsageError(why.into()).into());
             }
             args.note_if_unused();
-            Box::new(ReferenceBackend)
+            (Box::new(ReferenceBackend), "scalar")
         }
-    }))
+    };
+    Ok((traced(backend), level))
 }
 
 /// The cpu backend at the level that was asked for, or the best there is.

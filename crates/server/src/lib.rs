@@ -33,9 +33,13 @@ pub use app::Config;
 pub use model::{Facts, ServedModel};
 
 use app::App;
+use socket2::SockRef;
 
 /// Threads that parse and tokenize: as many as one machine's users keep busy, and no more memory than they need.
 const READERS: usize = 2;
+
+/// What the system keeps for a client that does not read, before its request is held to be given up.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
 
 /// A server that runs on a thread of its own. It listens from the first moment and says that it is loading until it is
 /// given its models.
@@ -49,6 +53,8 @@ impl Server {
     pub fn start(listener: TcpListener, config: Config) -> io::Result<Server> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
+        // Connections inherit it.
+        SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER_BYTES)?;
         let app = Arc::new(App::new(config));
         // One thread is enough for connections, and leaves the others to the engine.
         let runtime = tokio::runtime::Builder::new_current_thread()

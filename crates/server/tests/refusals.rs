@@ -222,7 +222,7 @@ fn slow_clients_are_not_waited_for() {
     assert!(begin.elapsed() < PATIENCE);
     let body = json!({ "content": "x" }).to_string();
     let mut cut = served.connect();
-    cut.write_all(&request("POST", "/tokenize", &[], body.as_bytes())[..120]).expect("it is read");
+    cut.write_all(&request("POST", "/tokenize", &[], body.as_bytes())[..90]).expect("it is read");
     drop(cut);
     assert_eq!(served.get("/health").status, 200);
 }
