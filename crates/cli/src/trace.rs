@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use exotherm_kernels::profile::{AttentionOps, OpTime, attention_ops};
 use exotherm_kernels::{
-    Activations, Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program,
+    Activations, Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program, SampleRow,
+    Sampled,
 };
 use exotherm_observe::{AttentionTimes, Lines, wants_attention};
 
@@ -54,6 +55,14 @@ impl Executor for TracedExecutor {
 
     fn logits(&self) -> &[f32] {
         self.inner.logits()
+    }
+
+    fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
+        self.inner.logits_of(row)
+    }
+
+    fn sample(&mut self, rows: &[SampleRow], out: &mut Vec<Sampled>) -> Result<(), BackendError> {
+        self.inner.sample(rows, out)
     }
 
     fn memory(&self) -> MemoryUse {

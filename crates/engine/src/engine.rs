@@ -3,28 +3,23 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use exotherm_kernels::{Backend, Batch, Executor, Program};
+use exotherm_kernels::{Backend, Batch, Executor, Program, Sampled};
 
 use crate::blocks::Books;
 use crate::config::EngineConfig;
 use crate::error::EngineError;
 use crate::request::{Event, Request, RequestId};
-use crate::sampling::Sampler;
 use crate::scheduler::{Plan, Scheduler};
 
 pub struct Engine {
     scheduler: Scheduler,
     executor: Box<dyn Executor>,
-    sampler: Sampler,
     batch: Batch,
-    sampled: Vec<u32>,
-    /// Floats from one row of logits to the next, and how many of them are tokens that may be given back.
-    logits_width: usize,
-    choices: usize,
+    sampled: Vec<Sampled>,
     ctx: usize,
     vocab: usize,
     events: Vec<Event>,
-    /// What happened between two steps, told with the next.
+    /// What happened and was not told yet.
     pending_events: Vec<Event>,
 }
 
@@ -37,19 +32,15 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         let limits = config.limits(program)?;
         let executor = backend.compile(program, &limits)?;
-        let logits_width = program.buffer(program.logits()).width;
         Ok(Engine {
             scheduler: Scheduler::new(program, &config, limits.blocks as u32),
             executor,
-            sampler: Sampler::default(),
             batch: Batch::with_capacity(limits.rows, config.max_seqs, limits.blocks),
             sampled: Vec::with_capacity(config.max_seqs),
-            logits_width,
-            choices: logits_width.min(program.vocab()),
             ctx: config.ctx,
             vocab: program.vocab(),
             events: Vec::with_capacity(2 * config.max_seqs),
-            pending_events: Vec::new(),
+            pending_events: Vec::with_capacity(2 * config.max_seqs),
         })
     }
 
@@ -65,35 +56,37 @@ impl Engine {
     }
 
     /// Runs one step of everything that can run and tells what came of it. After an error the step's requests
-    /// are over (the next step says so); the others go on.
+    /// are over (the next step says so); the others go on. Where logits are no numbers, only the requests they were for are
+    /// over; what came of the rest of the step is told with the next one.
     pub fn step(&mut self) -> Result<&[Event], EngineError> {
         self.events.clear();
         if let Some(plan) = self.scheduler.plan(Instant::now()) {
             // What the program panicked over is the step's own; the plan tells whose step it was.
             let ran = catch_unwind(AssertUnwindSafe(|| self.run(&plan)));
-            if let Err(error) = ran.unwrap_or_else(|panic| Err(EngineError::panicked(&*panic))) {
-                self.scheduler.abandon(plan, Instant::now(), &mut self.pending_events);
-                return Err(error);
+            let position = match ran.unwrap_or_else(|panic| Err(EngineError::panicked(&*panic))) {
+                Ok(position) => position,
+                Err(error) => {
+                    self.scheduler.abandon(plan, Instant::now(), &mut self.pending_events);
+                    return Err(error);
+                }
+            };
+            self.scheduler.commit(plan, &self.sampled, Instant::now(), &mut self.pending_events);
+            if let Some(position) = position {
+                return Err(EngineError::NotNumbers { position });
             }
-            self.scheduler.commit(plan, &self.sampled, Instant::now(), &mut self.events);
         }
         self.events.append(&mut self.pending_events);
         Ok(&self.events)
     }
 
-    fn run(&mut self, plan: &Plan) -> Result<(), EngineError> {
+    /// Runs the plan and chooses its tokens; the first position, if any, whose logits are no numbers.
+    fn run(&mut self, plan: &Plan) -> Result<Option<usize>, EngineError> {
         self.scheduler.fill(plan, &mut self.batch);
         self.executor.run(&self.batch)?;
-        self.sampled.clear();
-        let wanted = plan.rows().iter().filter(|row| row.wants_logits);
-        for (row, logits) in wanted.zip(self.executor.logits().chunks_exact(self.logits_width)) {
-            let sequence = self.scheduler.at(row.place);
-            let logits = &logits[..self.choices];
-            let token =
-                self.sampler.sample(&sequence.sampling, logits, sequence.prompt(), sequence.output())?;
-            self.sampled.push(token);
-        }
-        Ok(())
+        let rows = self.scheduler.sample_rows(plan);
+        self.executor.sample(&rows, &mut self.sampled)?;
+        let failed = self.sampled.iter().position(|sampled| sampled.token.is_none());
+        Ok(failed.map(|at| rows[at].position))
     }
 
     /// Ends a request wherever it is, held ones too, and takes back all it has.

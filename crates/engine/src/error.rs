@@ -1,6 +1,6 @@
 use std::any::Any;
 
-use exotherm_kernels::BackendError;
+use exotherm_kernels::{BackendError, SamplingError};
 
 use crate::request::RequestId;
 
@@ -21,8 +21,10 @@ pub enum EngineError {
     TooManyTokens { tokens: usize, ctx: usize },
     #[error("token {token} is outside the vocabulary of {vocab}")]
     Token { token: u32, vocab: usize },
-    #[error("{name} is {value}, it must be {must}")]
-    Sampling { name: &'static str, value: f32, must: &'static str },
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    #[error("logprobs of {asked} tokens were asked for, {most} can be had")]
+    Logprobs { asked: u8, most: usize },
     #[error("{name} is {value}, it must be {must}")]
     Config { name: &'static str, value: usize, must: &'static str },
     #[error("a context of {ctx} is more than the {limit} positions that this model holds")]

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::request::{Event, FinishReason, Request, RequestId, RequestStats};
+use crate::request::{Event, FinishReason, Request, RequestId, RequestStats, TokenLogprobs};
 use crate::stats::EngineStats;
 
 /// What a listener is told of its request: first `Accepted` or `Refused`; after `Refused` and `Finished` no more.
@@ -26,6 +26,8 @@ pub enum Update {
     Token {
         token: u32,
         index: usize,
+        /// Where the request asked for them.
+        logprobs: Option<Box<TokenLogprobs>>,
     },
     Finished {
         reason: FinishReason,
@@ -335,14 +337,14 @@ impl Desk {
 
     fn deliver(&mut self, event: &Event, now: Instant) {
         match *event {
-            Event::Token { id, token, index } => {
+            Event::Token { id, token, index, ref logprobs } => {
                 let Some(active) = self.active.get_mut(&id) else { return };
                 match active.last_token.replace(now) {
                     Some(last) => self.stats.between_tokens.note(now - last),
                     None => self.stats.first_token.note(now - active.submitted),
                 }
                 self.stats.generated_tokens += 1;
-                active.tell(Update::Token { token, index });
+                active.tell(Update::Token { token, index, logprobs: logprobs.clone() });
             }
             Event::Finished { id, reason, stats } => {
                 let Some(active) = self.active.remove(&id) else { return };

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use exotherm_kernels::sampling::MAX_LOGPROBS;
+use exotherm_kernels::{Sampled, Sampling, TokenLogprob};
+
 use crate::error::EngineError;
-use crate::sampling::Sampling;
 
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -12,6 +14,9 @@ pub struct Request {
     /// At most so many tokens are generated; the prompt and they must fit into the context.
     pub max_tokens: usize,
     pub sampling: Sampling,
+    /// Asks for the log-probabilities of every token of the answer and of so many of the likeliest in its place,
+    /// `sampling::MAX_LOGPROBS` at most.
+    pub logprobs: Option<u8>,
     /// A token of these ends the request and is not emitted.
     pub stop_tokens: Vec<u32>,
     /// Keeps the sequence's state when the request is finished, for `Engine::submit_after` (a chat's next
@@ -33,7 +38,14 @@ impl Request {
             return Err(EngineError::TooLong { prompt, max_tokens, ctx });
         }
         check_tokens(&self.prompt, vocab)?;
-        self.sampling.check()
+        self.sampling.check()?;
+        self.sampling.check_tokens(vocab)?;
+        match self.logprobs {
+            Some(asked) if usize::from(asked) > MAX_LOGPROBS => {
+                Err(EngineError::Logprobs { asked, most: MAX_LOGPROBS })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -54,19 +66,37 @@ impl fmt::Display for RequestId {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Event {
     /// Token number `index` of the answer.
     Token {
         id: RequestId,
         token: u32,
         index: usize,
+        /// Where the request asked for them.
+        logprobs: Option<Box<TokenLogprobs>>,
     },
     Finished {
         id: RequestId,
         reason: FinishReason,
         stats: RequestStats,
     },
+}
+
+/// Log-probabilities as the model gives them, before bias, penalties and temperature.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TokenLogprobs {
+    /// Of the token itself.
+    pub logprob: f32,
+    /// The likeliest tokens in its place, likelier first. The token may not be among them.
+    pub top: Vec<TokenLogprob>,
+}
+
+impl TokenLogprobs {
+    pub(crate) fn of(sampled: &Sampled) -> Option<Box<TokenLogprobs>> {
+        let logprobs = sampled.logprobs?;
+        Some(Box::new(TokenLogprobs { logprob: logprobs.logprob, top: logprobs.top().to_vec() }))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

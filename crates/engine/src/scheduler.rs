@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use exotherm_kernels::{BLOCK, Batch, Program};
+use exotherm_kernels::{BLOCK, Batch, Program, SampleRow, Sampled};
 
 use crate::blocks::{BlockPool, Books};
 use crate::config::EngineConfig;
 use crate::error::EngineError;
-use crate::request::{Event, FinishReason, Request, RequestId};
+use crate::request::{Event, FinishReason, Request, RequestId, TokenLogprobs};
 use crate::sequence::Sequence;
 
 /// The unit of work: tokens `start..start + len` of a sequence. A piece of a prompt and a decoded token are
@@ -25,12 +25,6 @@ pub(crate) struct Row {
 /// One step's work. It cannot be copied and `commit` consumes it, so no step is taken in twice.
 pub(crate) struct Plan {
     rows: Vec<Row>,
-}
-
-impl Plan {
-    pub fn rows(&self) -> &[Row] {
-        &self.rows
-    }
 }
 
 pub(crate) struct Scheduler {
@@ -165,8 +159,26 @@ impl Scheduler {
         }
     }
 
-    /// Takes in a step that ran; `sampled` has a token for every row that wanted logits.
-    pub fn commit(&mut self, plan: Plan, sampled: &[u32], now: Instant, events: &mut Vec<Event>) {
+    /// What is to be chosen for the plan's rows that want logits, in their order.
+    pub fn sample_rows(&self, plan: &Plan) -> Vec<SampleRow<'_>> {
+        let wanted = plan.rows.iter().filter(|row| row.wants_logits).enumerate();
+        let sample_row = |(logits, row): (usize, &Row)| {
+            let sequence = self.at(row.place);
+            SampleRow {
+                logits,
+                sampling: &sequence.sampling,
+                prompt: sequence.prompt(),
+                output: sequence.output(),
+                position: sequence.tokens.len(),
+                logprobs: sequence.logprobs,
+            }
+        };
+        wanted.map(sample_row).collect()
+    }
+
+    /// Takes in a step that ran; `sampled` is what came of every row that wanted logits. A request whose logits were no
+    /// numbers is over.
+    pub fn commit(&mut self, plan: Plan, sampled: &[Sampled], now: Instant, events: &mut Vec<Event>) {
         let mut sampled = sampled.iter();
         for row in &plan.rows {
             let sequence =
@@ -175,11 +187,16 @@ impl Scheduler {
             if !row.wants_logits {
                 continue;
             }
-            let &token = sampled.next().expect("a token for every row that wanted logits");
+            let sampled = sampled.next().expect("something came of every row that wanted logits");
+            let Some(token) = sampled.token else {
+                events.push(self.end(row.place, FinishReason::Failed, false, now));
+                continue;
+            };
             let (id, index) = (sequence.id, sequence.output().len());
             let finish = sequence.accept(token, now);
             if !matches!(finish, Some(FinishReason::Stop(_))) {
-                events.push(Event::Token { id, token, index });
+                let logprobs = TokenLogprobs::of(sampled);
+                events.push(Event::Token { id, token, index, logprobs });
             }
             if let Some(reason) = finish {
                 let hold = sequence.hold;

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
+use exotherm_kernels::sampling::argmax;
 use exotherm_kernels::{Place, Rows};
 
 use crate::error::EngineError;
 use crate::evaluate::{Evaluator, Step, log_sum_exp};
-use crate::sampling::argmax;
 
 /// How far the other backend may be from the reference. What is infinite (for `top1`, 0) is no bound.
 #[derive(Clone, Copy, PartialEq, Debug)]

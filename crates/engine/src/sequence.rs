@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use exotherm_kernels::Sampling;
+
 use crate::request::{FinishReason, Request, RequestId, RequestStats};
-use crate::sampling::Sampling;
 
 pub(crate) struct Sequence {
     pub id: RequestId,
@@ -14,6 +15,7 @@ pub(crate) struct Sequence {
     pub computed: usize,
     pub blocks: Vec<u32>,
     pub sampling: Sampling,
+    pub logprobs: Option<u8>,
     pub hold: bool,
     /// Finished and kept for its next turn.
     pub is_held: bool,
@@ -37,6 +39,7 @@ impl Sequence {
             computed: 0,
             blocks: Vec::new(),
             sampling: request.sampling,
+            logprobs: request.logprobs,
             hold: request.hold,
             is_held: false,
             max_tokens: request.max_tokens,

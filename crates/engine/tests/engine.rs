@@ -3,9 +3,12 @@
 mod common;
 
 use common::{
-    Heard, VOCAB, alone, config, engine, greedy, programs, rwkv, transformer, transformer_with_head,
+    Heard, VOCAB, alone, config, engine, engine_on, greedy, programs, rwkv, setups, transformer,
+    transformer_with_head, transformer_without,
 };
-use exotherm_engine::{Engine, EngineConfig, EngineError, FinishReason, MemoryPlan, Request, Sampling};
+use exotherm_engine::{
+    Engine, EngineConfig, EngineError, Event, FinishReason, MemoryPlan, Request, Sampling,
+};
 use exotherm_kernels::reference::ReferenceBackend;
 use exotherm_kernels::{KvType, ProgramBuilder};
 
@@ -25,20 +28,27 @@ fn what_cannot_be_done_is_refused_by_name() {
     }
     assert!(refused(&mut engine, greedy(&[1], usize::MAX)).contains("context"));
     assert!(refused(&mut engine, greedy(&[VOCAB as u32], 1)).contains("token 23 is outside"));
-    let greedy_one = Sampling::default();
+    let greedy_one = Sampling::default;
     for (name, sampling) in [
-        ("temperature", Sampling { temperature: -1.0, ..greedy_one }),
-        ("temperature", Sampling { temperature: f32::NAN, ..greedy_one }),
-        ("top_p", Sampling { top_p: 0.0, ..greedy_one }),
-        ("top_p", Sampling { top_p: 1.5, ..greedy_one }),
-        ("min_p", Sampling { min_p: -0.1, ..greedy_one }),
-        ("repeat_penalty", Sampling { repeat_penalty: 0.0, ..greedy_one }),
-        ("presence_penalty", Sampling { presence_penalty: f32::INFINITY, ..greedy_one }),
-        ("frequency_penalty", Sampling { frequency_penalty: f32::NAN, ..greedy_one }),
+        ("temperature", Sampling { temperature: -1.0, ..greedy_one() }),
+        ("temperature", Sampling { temperature: f32::NAN, ..greedy_one() }),
+        ("top_p", Sampling { top_p: 0.0, ..greedy_one() }),
+        ("top_p", Sampling { top_p: 1.5, ..greedy_one() }),
+        ("min_p", Sampling { min_p: -0.1, ..greedy_one() }),
+        ("repeat_penalty", Sampling { repeat_penalty: 0.0, ..greedy_one() }),
+        ("presence_penalty", Sampling { presence_penalty: f32::INFINITY, ..greedy_one() }),
+        ("frequency_penalty", Sampling { frequency_penalty: f32::NAN, ..greedy_one() }),
+        ("logit_bias is 101", Sampling { logit_bias: vec![(1, 2.0), (3, 101.0)], ..greedy_one() }),
+        ("logit_bias is -inf", Sampling { logit_bias: vec![(1, f32::NEG_INFINITY)], ..greedy_one() }),
+        ("logit_bias is NaN", Sampling { logit_bias: vec![(1, f32::NAN)], ..greedy_one() }),
+        ("logit_bias names token 23", Sampling { logit_bias: vec![(22, -1.0), (23, 1.0)], ..greedy_one() }),
     ] {
         let why = refused(&mut engine, Request { sampling, ..greedy(&[1], 1) });
         assert!(why.starts_with(name), "{name}: {why}");
     }
+    assert!(
+        refused(&mut engine, Request { logprobs: Some(21), ..greedy(&[1], 1) }).contains("logprobs of 21")
+    );
     assert!(engine.is_idle(), "what is refused leaves nothing behind");
     engine.submit(greedy(&[1; 10], 6)).expect("a request that fills the context exactly is fine");
 }
@@ -265,6 +275,63 @@ fn logits_that_are_no_numbers_are_an_error_and_end_the_requests_of_the_step() {
         assert_eq!(engine.books().used, 0);
         heard.finish(&mut engine);
         assert_eq!((heard.tokens(id), heard.ends[&id].0), (vec![], FinishReason::Failed));
+    }
+}
+
+#[test]
+fn logits_that_are_no_numbers_end_their_own_request_alone() {
+    let program = transformer_without(5);
+    let mut engine = engine(&program, CTX, 3, 8);
+    let mut heard = Heard::default();
+    // Only the prompt of one of them has the token.
+    let sampling = Sampling { logit_bias: vec![(5, -100.0)], ..Sampling::default() };
+    let request = |prompt: &[u32]| Request { sampling: sampling.clone(), ..greedy(prompt, 4) };
+    let mut submit = |prompt: &[u32]| engine.submit(request(prompt)).expect("there is a place");
+    let (first, bad, last) = (submit(&[1, 2]), submit(&[3, 5]), submit(&[4, 6]));
+    assert!(matches!(engine.step(), Err(EngineError::NotNumbers { position: 2 })));
+    heard.finish(&mut engine);
+    assert_eq!((heard.tokens(bad), heard.ends[&bad].0), (vec![], FinishReason::Failed));
+    for (id, prompt) in [(first, [1, 2]), (last, [4, 6])] {
+        assert_eq!(heard.ends[&id].0, FinishReason::Length);
+        assert_eq!(heard.tokens(id), alone(&program, CTX, &request(&prompt)));
+    }
+    assert_eq!(engine.books().used, 0);
+}
+
+#[test]
+fn logprobs_come_with_the_tokens_of_those_who_asked() {
+    for (program, backend) in setups() {
+        let mut engine = engine_on(&*backend, &program, CTX, 3, 8);
+        let sampling =
+            Sampling { temperature: 0.7, top_k: 3, logit_bias: vec![(4, 2.0)], ..Sampling::default() };
+        let request = |logprobs| Request { logprobs, sampling: sampling.clone(), ..greedy(&[1, 2, 3], 6) };
+        let asked = [Some(3), None, Some(0)];
+        let ids = asked.map(|logprobs| engine.submit(request(logprobs)).expect("there is a place"));
+        let mut told = [const { Vec::new() }; 3];
+        while !engine.is_idle() {
+            for event in engine.step().expect("the step runs") {
+                if let Event::Token { id, token, logprobs, .. } = event {
+                    let which = ids.iter().position(|of| of == id).expect("it was submitted");
+                    told[which].push((*token, logprobs.clone()));
+                }
+            }
+        }
+        let tokens = told.each_ref().map(|told| told.iter().map(|t| t.0).collect::<Vec<u32>>());
+        assert!(
+            tokens[0].len() == 6 && tokens[0] == tokens[1] && tokens[0] == tokens[2],
+            "asking changes nothing"
+        );
+        for (with, without) in told[0].iter().zip(&told[1]) {
+            let logprobs = with.1.as_ref().expect("asked for");
+            assert!(without.1.is_none() && logprobs.top.len() == 3 && logprobs.logprob < 0.0);
+            assert!(logprobs.top.is_sorted_by(|a, b| a.logprob >= b.logprob));
+            let own = logprobs.top.iter().find(|top| top.token == with.0);
+            assert!(own.is_none_or(|own| own.logprob == logprobs.logprob), "the model's own, without bias");
+        }
+        for (none, three) in told[2].iter().zip(&told[0]) {
+            let [none, three] = [none, three].map(|told| told.1.as_ref().expect("asked for"));
+            assert!(none.top.is_empty() && none.logprob == three.logprob);
+        }
     }
 }
 

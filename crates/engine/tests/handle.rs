@@ -11,7 +11,9 @@ use common::{alone, config, greedy, transformer};
 use exotherm_engine::handle::{EngineHandle, Listener, Refusal, Ticket, Update};
 use exotherm_engine::{Engine, EngineError, FinishReason, Request};
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program};
+use exotherm_kernels::{
+    Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program, SampleRow, Sampled,
+};
 
 const CTX: usize = 64;
 
@@ -42,8 +44,8 @@ fn to_the_end(updates: &Receiver<Update>) -> (Vec<u32>, FinishReason, Option<Arc
     let mut tokens = Vec::new();
     loop {
         match next(updates) {
-            Update::Token { token, index } => {
-                assert_eq!(index, tokens.len());
+            Update::Token { token, index, logprobs } => {
+                assert_eq!((index, logprobs), (tokens.len(), None));
                 tokens.push(token);
             }
             Update::Finished { reason, stats, fault } => {
@@ -161,6 +163,14 @@ impl Executor for PanicsThere {
 
     fn logits(&self) -> &[f32] {
         self.0.logits()
+    }
+
+    fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
+        self.0.logits_of(row)
+    }
+
+    fn sample(&mut self, rows: &[SampleRow], out: &mut Vec<Sampled>) -> Result<(), BackendError> {
+        self.0.sample(rows, out)
     }
 
     fn memory(&self) -> MemoryUse {

@@ -25,6 +25,7 @@ fn sampling() -> impl Strategy<Value = Sampling> {
             repeat_penalty,
             presence_penalty: penalty,
             frequency_penalty: -penalty / 2.0,
+            logit_bias: Vec::new(),
             seed,
         },
     )
@@ -36,6 +37,7 @@ fn request() -> impl Strategy<Value = Request> {
             prompt,
             max_tokens,
             sampling,
+            logprobs: None,
             stop_tokens,
             hold: false,
         },
@@ -115,8 +117,8 @@ proptest! {
             let run = prompt.len() - usize::from(heard.ends[&held].0 == FinishReason::Length);
             prompt.truncate(kept);
             prompt.extend(&added);
-            let (sampling, max_tokens) = next;
-            let request = Request { prompt, max_tokens, sampling, stop_tokens: vec![], hold: false };
+            let (sampling, max_tokens) = next.clone();
+            let request = Request { sampling, ..greedy(&prompt, max_tokens) };
             let id = engine.submit_after(held, request.clone()).expect("it is held");
             heard.finish(&mut engine);
             prop_assert_eq!(heard.tokens(id), alone_on(&*backend, &program, ctx, &request));

@@ -6,6 +6,7 @@ use crate::batch::{BLOCK, Batch};
 use crate::profile::OpTime;
 use crate::program::{Buf, KvId, Program, RecId};
 use crate::rounding::Activations;
+use crate::sampling::{self, SampleRow, Sampled};
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,6 +108,19 @@ pub trait Executor: Send {
     /// The logits of the last run, one row of vocabulary width for each wanted row.
     fn logits(&self) -> &[f32];
 
+    /// One row of them, without what is no token: `vocab` of the program where the rows are wider.
+    fn logits_of(&self, row: usize) -> Result<&[f32], BackendError>;
+
+    /// Chooses a token for each of these rows by the logits of the last run, and leaves it in `out`. Every backend chooses the
+    /// tokens that the reference does, whatever other rows there are.
+    fn sample(&mut self, rows: &[SampleRow], out: &mut Vec<Sampled>) -> Result<(), BackendError> {
+        out.clear();
+        for row in rows {
+            out.push(sampling::reference::sample(self.logits_of(row.logits)?, row));
+        }
+        Ok(())
+    }
+
     fn memory(&self) -> MemoryUse;
 
     /// Whether the next runs are timed op by op. Off, as at first, timing costs nothing. An executor that cannot tell
@@ -123,6 +137,20 @@ pub trait Executor: Send {
 
     /// Writes from the start of a place; values are rounded to how the place stores them.
     fn write(&mut self, place: Place, values: &[f32]);
+}
+
+/// A row of logits, as long as there are tokens; every executor finds its rows with it.
+pub(crate) fn row_of_logits<'a>(
+    program: &Program,
+    logits: &'a [f32],
+    row: usize,
+) -> Result<&'a [f32], BackendError> {
+    let width = program.buffer(program.logits()).width;
+    let rows = logits.len() / width;
+    match logits.chunks_exact(width).nth(row) {
+        Some(logits) => Ok(&logits[..width.min(program.vocab())]),
+        None => Err(BackendError::LogitRow { row: u32::try_from(row).unwrap_or(u32::MAX), rows }),
+    }
 }
 
 /// Checks a batch against a program and its limits; every backend runs it first, so that kernels may trust indices.

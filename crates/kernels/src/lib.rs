@@ -10,6 +10,7 @@ pub mod profile;
 pub mod program;
 pub mod reference;
 pub mod rounding;
+pub mod sampling;
 
 pub use backend::{Backend, BackendError, Executor, KvType, Limits, MemoryUse, Place};
 pub use batch::{BLOCK, Batch, Span};
@@ -18,3 +19,4 @@ pub use program::{
     Buf, KvId, KvLayer, MatId, Matrix, Program, ProgramBuilder, RecId, Rows, StateSpec, VecId,
 };
 pub use rounding::Activations;
+pub use sampling::{Logprobs, SampleRow, Sampled, Sampling, SamplingError, TokenLogprob};

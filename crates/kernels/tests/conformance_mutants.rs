@@ -81,6 +81,10 @@ impl Executor for Running {
         self.inner.logits()
     }
 
+    fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
+        self.inner.logits_of(row)
+    }
+
     fn memory(&self) -> MemoryUse {
         self.inner.memory()
     }

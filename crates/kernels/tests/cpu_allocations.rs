@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use exotherm_kernels::conformance::programs::{self, Kind};
 use exotherm_kernels::cpu::CpuBackend;
-use exotherm_kernels::{BLOCK, Backend, Batch, Executor, KvType, Limits};
+use exotherm_kernels::{BLOCK, Backend, Batch, Executor, KvType, Limits, SampleRow, Sampled, Sampling};
 
 /// Counts what all threads of the process allocate.
 struct Counting;
@@ -56,11 +56,31 @@ fn fill(batch: &mut Batch, sequences: usize, start: usize, rows: usize) {
     }
 }
 
-/// Steps of every size there is room for.
-fn steps(executor: &mut dyn Executor, batch: &mut Batch) {
+/// Ways to choose that use all the memory there is for it.
+fn samplings() -> [Sampling; 4] {
+    let warm = || Sampling { temperature: 0.9, ..Sampling::default() };
+    let bias = vec![(1, 3.0), (5, -7.0)];
+    let presence_penalty = 0.5;
+    [
+        Sampling::default(),
+        warm(),
+        Sampling { top_k: programs::VOCAB - 1, top_p: 0.99, min_p: 0.01, ..warm() },
+        Sampling { top_p: 0.999, repeat_penalty: 1.2, presence_penalty, logit_bias: bias, ..warm() },
+    ]
+}
+
+/// Steps of every size there is room for, each with tokens chosen.
+fn steps(executor: &mut dyn Executor, batch: &mut Batch, samplings: &[Sampling], sampled: &mut Vec<Sampled>) {
     for (sequences, start, rows) in [(1, 0, 1), (3, 0, 5), (3, 5, 1), (2, 6, 17), (1, 23, 33), (3, 60, 4)] {
         fill(batch, sequences, start, rows);
         executor.run(batch).unwrap();
+        for sampling in samplings {
+            let (prompt, output, logprobs) = (&[1, 2, 3, 3][..], &[4, 3][..], Some(20));
+            let row = |logits| SampleRow { logits, sampling, prompt, output, position: start, logprobs };
+            let rows: [SampleRow; SEQUENCES] = std::array::from_fn(row);
+            executor.sample(&rows[..sequences], sampled).unwrap();
+            assert!(sampled.len() == sequences && sampled.iter().all(|s| s.token.is_some()));
+        }
     }
 }
 
@@ -76,15 +96,16 @@ fn a_steady_step_allocates_nothing() {
     };
     assert!(limits.blocks * BLOCK >= SEQUENCES * 64);
     let backend = CpuBackend::new(3);
+    let (samplings, mut sampled) = (samplings(), Vec::new());
     for kind in [Kind::Dense, Kind::Experts, Kind::Recurrent] {
         for seed in 0..8 {
             let mut executor = backend.compile(&programs::draw(kind, seed), &limits).unwrap();
             let mut batch = Batch::with_capacity(ROWS, SEQUENCES, 4 * SEQUENCES);
             for profiled in [false, true] {
                 executor.set_profiling(profiled);
-                steps(executor.as_mut(), &mut batch);
+                steps(executor.as_mut(), &mut batch, &samplings, &mut sampled);
                 let before = ALLOCATIONS.load(Ordering::SeqCst);
-                steps(executor.as_mut(), &mut batch);
+                steps(executor.as_mut(), &mut batch, &samplings, &mut sampled);
                 let made = ALLOCATIONS.load(Ordering::SeqCst) - before;
                 assert_eq!(made, 0, "{kind:?} {seed}: steps allocated, profiled: {profiled}");
                 assert_eq!(executor.op_times().is_empty(), !profiled);

@@ -8,8 +8,9 @@ use axum::http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::error::{ApiError, json_response};
-use crate::generate::{Choice, Progress, Prompt, Running};
+use crate::generate::{Choice, Logged, Progress, Prompt, Running};
 use crate::ids;
+use crate::logprobs;
 use crate::model::now_s;
 use crate::params::{Params, with_warning};
 use crate::reply::{self, Envelope};
@@ -63,19 +64,25 @@ impl Job {
 
     /// What can never be done at a time is refused for good, not put off.
     fn check_size(&self) -> Result<(), ApiError> {
-        let (prompts, n, most) = (self.prompts.len(), self.params.n, self.params.model.handle.most_open());
-        let asked = prompts.saturating_mul(n);
+        let Params { n, best_of, .. } = self.params;
+        let (prompts, most) = (self.prompts.len(), self.params.model.handle.most_open());
+        let asked = prompts.saturating_mul(best_of);
         if asked <= most {
             return Ok(());
         }
-        let message = format!("{prompts} prompts with n {n} are {asked} answers, {most} are the most");
-        let param = if n > most { "n" } else { self.kind.prompt() };
+        let message =
+            format!("{prompts} prompts with {best_of} answers each are {asked}, {most} are the most");
+        let param = match best_of > most {
+            true if n < best_of => "best_of",
+            true => "n",
+            false => self.kind.prompt(),
+        };
         Err(ApiError::param(param, "invalid_value", message))
     }
 
     /// What a choice's text begins with.
     pub fn echo(&self, choice: usize) -> &str {
-        &self.prompts[choice / self.params.n].echo
+        &self.prompts[choice / self.params.best_of].echo
     }
 
     /// Makes the answer, or begins to, if it is to come in a stream.
@@ -103,38 +110,66 @@ impl Job {
         trace: &Trace,
     ) -> Result<Response<Body>, ApiError> {
         let count = running.choices.len();
-        let mut texts: Vec<String> = (0..count).map(|i| self.echo(i).to_string()).collect();
+        let mut said: Vec<(String, Vec<Logged>)> =
+            (0..count).map(|i| (self.echo(i).to_string(), Vec::new())).collect();
         while !running.is_finished() {
-            let Progress { choice, text, .. } = running.next().await?;
-            texts[choice].push_str(&text);
+            let Progress { choice, text, log, .. } = running.next().await?;
+            said[choice].0.push_str(&text);
+            said[choice].1.extend(log);
         }
         trace.finished(&running.choices);
         let mut reply = envelope.fields();
-        let choices = texts.into_iter().zip(&running.choices).enumerate();
-        let choices: Vec<Value> = choices.map(|(i, (text, choice))| self.choice(i, text, choice)).collect();
+        let told = self.best(&running.choices).into_iter().enumerate();
+        let choices: Vec<Value> =
+            told.map(|(index, i)| self.choice(index, &said[i].0, &said[i].1, &running.choices[i])).collect();
         reply.insert("choices".into(), choices.into());
         reply.insert("usage".into(), self.usage(&running.choices));
         self.add_extras(&mut reply, &running.choices);
         Ok(json_response(StatusCode::OK, Value::Object(reply).to_string()))
     }
 
-    fn choice(&self, index: usize, text: String, choice: &Choice) -> Value {
+    /// Which choices are told, in their order: of each prompt the likeliest, if more were made than are wanted.
+    fn best(&self, choices: &[Choice]) -> Vec<usize> {
+        let Params { n, best_of, .. } = self.params;
+        let of_prompt = |first: usize| {
+            let mut made: Vec<usize> = (first..first + best_of).collect();
+            if n < best_of {
+                made.sort_by(|&a, &b| choices[b].mean_logprob().total_cmp(&choices[a].mean_logprob()));
+                made.truncate(n);
+            }
+            made
+        };
+        (0..choices.len()).step_by(best_of).flat_map(of_prompt).collect()
+    }
+
+    fn choice(&self, index: usize, text: &str, log: &[Logged], choice: &Choice) -> Value {
         let finish = choice.finish.map(|finish| finish.name());
+        let logprobs = self.logprobs(log);
         match self.kind {
             Kind::Chat => json!({
                 "index": index,
                 "message": { "role": "assistant", "content": text, "refusal": null },
-                "logprobs": null,
+                "logprobs": logprobs,
                 "finish_reason": finish,
             }),
             Kind::Completion => {
-                json!({ "index": index, "text": text, "logprobs": null, "finish_reason": finish })
+                json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": finish })
             }
         }
     }
 
+    /// What is told of these tokens: nothing, if nothing was asked for.
+    pub fn logprobs(&self, log: &[Logged]) -> Value {
+        let tokenizer = &self.params.model.tokenizer;
+        match (self.params.logprobs, self.kind) {
+            (None, _) => Value::Null,
+            (Some(_), Kind::Chat) => logprobs::of_chat(tokenizer, log),
+            (Some(_), Kind::Completion) => logprobs::of_completion(tokenizer, log),
+        }
+    }
+
     pub fn usage(&self, choices: &[Choice]) -> Value {
-        reply::usage(&self.prompts, choices, self.params.n)
+        reply::usage(&self.prompts, choices, self.params.best_of)
     }
 
     /// What OpenAI's replies do not have.

@@ -8,22 +8,19 @@ use crate::error::ApiError;
 use crate::fields::{Fields, wrong_type};
 use crate::generate::Prompt;
 use crate::model::Models;
-use crate::params::{Leniency, Params};
+use crate::params::{Leniency, MOST_LOGPROBS, Params};
 
 /// Parameters of OpenAI's that are not supported here.
 const UNSUPPORTED: &[&str] = &[
     "audio",
     "function_call",
     "functions",
-    "logit_bias",
-    "logprobs",
     "modalities",
     "prediction",
     "prompt_cache_retention",
     "reasoning_effort",
     "tool_choice",
     "tools",
-    "top_logprobs",
     "verbosity",
     "web_search_options",
 ];
@@ -31,7 +28,8 @@ const UNSUPPORTED: &[&str] = &[
 pub fn read(body: &[u8], models: &Models, lenient: bool) -> Result<Job, ApiError> {
     let mut fields = Fields::parse(body)?;
     let mut leniency = Leniency::new(lenient);
-    let params = Params::read(&mut fields, models, &mut leniency, true)?;
+    let mut params = Params::read(&mut fields, models, &mut leniency, true)?;
+    params.logprobs = logprobs(&mut fields)?;
     let listed = fields.take("messages");
     let messages = messages(fields.need("messages", listed)?, &mut leniency)?;
     leniency.only(&mut fields, "modalities", &[json!(["text"])])?;
@@ -42,6 +40,17 @@ pub fn read(body: &[u8], models: &Models, lenient: bool) -> Result<Job, ApiError
     let ids = params.model.encode_chat(&messages)?;
     let prompts = vec![Prompt { ids, echo: String::new() }];
     Ok(Job { params, kind: Kind::Chat, prompts, ignored: leniency.ignored })
+}
+
+/// How many of the likeliest tokens are to be told, if log-probabilities are asked for at all.
+fn logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
+    let wanted = fields.bool("logprobs")?.unwrap_or(false);
+    let top = fields.count("top_logprobs", 0, MOST_LOGPROBS)?;
+    if top.is_some() && !wanted {
+        let message = "top_logprobs needs \"logprobs\": true";
+        return Err(ApiError::param("top_logprobs", "invalid_value", message));
+    }
+    Ok(wanted.then_some(top.unwrap_or(0) as u8))
 }
 
 fn messages(value: Value, leniency: &mut Leniency) -> Result<Vec<Message>, ApiError> {

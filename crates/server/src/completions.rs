@@ -8,27 +8,45 @@ use crate::error::ApiError;
 use crate::fields::{Fields, integer, wrong_type};
 use crate::generate::Prompt;
 use crate::model::{Models, ServedModel};
-use crate::params::{Leniency, Params};
+use crate::params::{Leniency, MOST_LOGPROBS, Params};
 
 /// Parameters of OpenAI's that are not supported here.
-const UNSUPPORTED: &[&str] = &["logit_bias", "logprobs", "suffix"];
+const UNSUPPORTED: &[&str] = &["suffix"];
+const MOST_BEST_OF: usize = 20;
 const PROMPT: &str = "prompt";
 
 pub fn read(body: &[u8], models: &Models, lenient: bool) -> Result<Job, ApiError> {
     let mut fields = Fields::parse(body)?;
     let mut leniency = Leniency::new(lenient);
-    let params = Params::read(&mut fields, models, &mut leniency, false)?;
+    let mut params = Params::read(&mut fields, models, &mut leniency, false)?;
     let prompt = fields.take(PROMPT);
     let prompt = fields.need(PROMPT, prompt)?;
     let echo = fields.bool("echo")?.unwrap_or(false);
-    let best_of = fields.count("best_of", 1, 20)?.unwrap_or(params.n);
-    if best_of != params.n {
-        let message = format!("best_of is {best_of}, it must be as many as n: {}", params.n);
-        return Err(ApiError::param("best_of", "unsupported_value", message));
+    params.best_of = best_of(&mut fields, &params)?;
+    params.logprobs = fields.count("logprobs", 0, MOST_LOGPROBS)?.map(|top| top as u8);
+    if echo && params.logprobs.is_some() {
+        let message = "log-probabilities of the prompt are not told: logprobs and echo cannot go together";
+        return Err(ApiError::param("logprobs", "unsupported_value", message));
     }
     leniency.finish(fields, UNSUPPORTED)?;
     let prompts = prompts(prompt, &params.model, echo)?;
     Ok(Job { params, kind: Kind::Completion, prompts, ignored: leniency.ignored })
+}
+
+/// So many answers are made, and the best `n` of them told.
+fn best_of(fields: &mut Fields, params: &Params) -> Result<usize, ApiError> {
+    const BEST_OF: &str = "best_of";
+    let best_of = fields.count(BEST_OF, 1, MOST_BEST_OF)?.unwrap_or(params.n);
+    if best_of < params.n {
+        let message = format!("best_of is {best_of}, it must be n, which is {}, or more", params.n);
+        return Err(ApiError::param(BEST_OF, "invalid_value", message));
+    }
+    if best_of > params.n && params.stream {
+        let message =
+            "which answers are the best is known only when they are finished: best_of cannot be streamed";
+        return Err(ApiError::param(BEST_OF, "invalid_value", message));
+    }
+    Ok(best_of)
 }
 
 /// A text, a list of texts, a list of tokens, or a list of lists of tokens.

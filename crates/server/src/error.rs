@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
-use exotherm_engine::EngineError;
 use exotherm_engine::handle::Refusal;
+use exotherm_engine::{EngineError, SamplingError};
 use exotherm_tokenizer::TokenizerError;
 use serde_json::{Value, json};
 
@@ -99,7 +99,13 @@ impl ApiError {
                 ApiError::param(prompt, "invalid_value", message)
             }
             EngineError::NothingToGenerate => ApiError::param("max_tokens", "invalid_value", message),
-            EngineError::Sampling { name, .. } => ApiError::param(*name, "invalid_value", message),
+            EngineError::Sampling(SamplingError::Value { name, .. }) => {
+                ApiError::param(*name, "invalid_value", message)
+            }
+            EngineError::Sampling(SamplingError::BiasToken { .. }) => {
+                ApiError::param("logit_bias", "invalid_value", message)
+            }
+            EngineError::Logprobs { .. } => ApiError::param("logprobs", "invalid_value", message),
             _ => ApiError::internal(message),
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use exotherm_engine::handle::{Listener, Ticket, Update};
-use exotherm_engine::{FinishReason, Request, RequestStats};
+use exotherm_engine::{FinishReason, Request, RequestStats, TokenLogprobs};
 use exotherm_tokenizer::{StopMatcher, Stream, Tokenizer};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::{Instant, timeout_at};
@@ -48,12 +48,29 @@ pub struct Choice {
     pub tokens: usize,
     pub stats: RequestStats,
     pub finish: Option<Finish>,
+    /// Whether the client wants to see the log-probabilities, and those it has not seen.
+    shows_logprobs: bool,
+    log: Vec<Logged>,
+    logprob_sum: f64,
+    /// Characters that came, and those that were shown.
+    came: usize,
+    shown: usize,
+}
+
+/// A token and how likely it was.
+pub struct Logged {
+    pub token: u32,
+    /// Characters of the answer before it.
+    pub offset: usize,
+    pub logprobs: Box<TokenLogprobs>,
 }
 
 /// What came of an update.
 pub struct Progress {
     pub choice: usize,
     pub text: String,
+    /// The tokens of the text, where they were asked for.
+    pub log: Vec<Logged>,
     pub finish: Option<Finish>,
 }
 
@@ -128,13 +145,15 @@ impl Running {
                 String::new()
             }
             Update::Refused(error) => return Err(ApiError::from_engine(&error, self.prompt)),
-            Update::Token { token, .. } => choice.push(token)?,
+            Update::Token { token, logprobs, .. } => choice.push(token, logprobs)?,
             Update::Finished { reason, stats, fault } => {
                 choice.stats = stats;
                 choice.end(reason, fault.as_deref())?
             }
         };
-        Ok(Progress { choice: i, text, finish: choice.finish })
+        let says_something = !text.is_empty() || choice.finish.is_some();
+        let log = if says_something { std::mem::take(&mut choice.log) } else { Vec::new() };
+        Ok(Progress { choice: i, text, log, finish: choice.finish })
     }
 }
 
@@ -144,14 +163,16 @@ fn requests(params: &Params, prompts: &[Prompt]) -> Vec<Request> {
         Request {
             prompt: prompt.ids.clone(),
             max_tokens: params.max_tokens.unwrap_or(room),
-            sampling: params.sampling,
+            sampling: params.sampling.clone(),
+            // The best of several are those whose tokens were the likeliest.
+            logprobs: params.logprobs.or((params.best_of > params.n).then_some(0)),
             stop_tokens: if params.ignore_eos { Vec::new() } else { params.model.stop_tokens.clone() },
             hold: false,
         }
     };
     let choices = |prompt| {
         let request = of_prompt(prompt);
-        (0..params.n).map(move |i| {
+        (0..params.best_of).map(move |i| {
             let mut request = request.clone();
             request.sampling.seed = request.sampling.seed.wrapping_add(i as u64);
             request
@@ -170,11 +191,21 @@ impl Choice {
             tokens: 0,
             stats: RequestStats::default(),
             finish: None,
+            shows_logprobs: params.logprobs.is_some(),
+            log: Vec::new(),
+            logprob_sum: 0.0,
+            came: 0,
+            shown: 0,
         }
     }
 
+    /// How likely its tokens were on average.
+    pub fn mean_logprob(&self) -> f64 {
+        self.logprob_sum / self.tokens.max(1) as f64
+    }
+
     /// The text that can be shown now.
-    fn push(&mut self, token: u32) -> Result<String, ApiError> {
+    fn push(&mut self, token: u32, logprobs: Option<Box<TokenLogprobs>>) -> Result<String, ApiError> {
         if self.matcher.stopped() {
             return Ok(String::new());
         }
@@ -184,9 +215,19 @@ impl Choice {
             // A vocabulary may have fewer pieces than the model has rows.
             Err(error) => return Err(ApiError::internal(error.to_string())),
         };
+        if let Some(logprobs) = logprobs {
+            self.logprob_sum += f64::from(logprobs.logprob);
+            if self.shows_logprobs {
+                self.log.push(Logged { token, offset: self.came, logprobs });
+            }
+        }
+        self.came += text.chars().count();
         let shown = self.matcher.push(&text);
+        self.shown += shown.chars().count();
         if self.matcher.stopped() {
             self.ticket = None;
+            // Of the stop string nothing is told.
+            self.log.retain(|logged| logged.offset < self.shown);
         }
         Ok(shown)
     }

@@ -15,6 +15,7 @@ mod generate;
 mod guard;
 mod ids;
 mod listen;
+mod logprobs;
 mod metrics;
 mod model;
 mod params;

@@ -16,6 +16,8 @@ use crate::model::{Models, ServedModel};
 const MOST_CHOICES: usize = 128;
 const MOST_STOPS: usize = 16;
 const MOST_STOP_BYTES: usize = 1024;
+/// Of the likeliest tokens beside each token.
+pub const MOST_LOGPROBS: usize = exotherm_engine::sampling::MAX_LOGPROBS;
 /// OpenAI's default for completions.
 const COMPLETION_TOKENS: usize = 16;
 
@@ -79,6 +81,10 @@ pub struct Params {
     pub stops: Vec<String>,
     pub ignore_eos: bool,
     pub n: usize,
+    /// As many are made, and the `n` best of them told.
+    pub best_of: usize,
+    /// How many of the likeliest tokens are told beside each token; `None`: nothing is told of either.
+    pub logprobs: Option<u8>,
     pub stream: bool,
     pub include_usage: bool,
     pub receipt: bool,
@@ -93,7 +99,7 @@ impl Params {
     ) -> Result<Params, ApiError> {
         let model = fields.string("model")?;
         let model = Arc::clone(models.choose(model.as_deref())?);
-        let sampling = sampling(fields)?;
+        let sampling = sampling(fields, model.handle.vocab())?;
         let max_tokens = max_tokens(fields, model.handle.ctx(), is_chat)?;
         let stops = stops(fields)?;
         let n = fields.count("n", 1, MOST_CHOICES)?.unwrap_or(1);
@@ -106,6 +112,8 @@ impl Params {
             stops,
             ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
             n,
+            best_of: n,
+            logprobs: None,
             stream,
             include_usage,
             receipt: fields.bool("receipt")?.unwrap_or(false),
@@ -115,7 +123,7 @@ impl Params {
     }
 }
 
-fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
+fn sampling(fields: &mut Fields, vocab: usize) -> Result<Sampling, ApiError> {
     let top_p = fields.number("top_p", 0.0, 1.0)?.unwrap_or(1.0);
     let seed = fields.integer("seed", i64::MIN, u64::MAX)?;
     let repeat_penalty = fields.number("repetition_penalty", 0.01, 100.0)?.unwrap_or(1.0);
@@ -129,9 +137,27 @@ fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
         repeat_penalty,
         presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
         frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+        logit_bias: logit_bias(fields, vocab)?,
         // A negative seed is a seed like any other.
         seed: seed.map_or_else(ids::seed, |seed| seed as u64),
     })
+}
+
+/// Token ids, as names of fields, and what is added to their logits.
+fn logit_bias(fields: &mut Fields, vocab: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+    let path = fields.path("logit_bias");
+    let Some(value) = fields.take("logit_bias") else { return Ok(Vec::new()) };
+    let Value::Object(map) = value else { return Err(fields::wrong_type(&path, "an object", &value)) };
+    let entry = |(token, bias): (String, Value)| {
+        let id = token.parse().ok().filter(|&id: &u32| (id as usize) < vocab).ok_or_else(|| {
+            let shown = fields::shortened(&token);
+            let message =
+                format!("{path} names {shown:?}; tokens are numbers from 0 to {}", vocab.saturating_sub(1));
+            ApiError::param(&path, "invalid_value", message)
+        })?;
+        Ok((id, fields::number(&bias, &path, -100.0, 100.0)?))
+    };
+    map.into_iter().map(entry).collect()
 }
 
 fn max_tokens(fields: &mut Fields, ctx: usize, is_chat: bool) -> Result<Option<usize>, ApiError> {

@@ -32,10 +32,10 @@ impl Envelope {
 }
 
 /// Tokens as OpenAI counts them: a prompt once, however many choices it has.
-pub fn usage(prompts: &[Prompt], choices: &[Choice], n: usize) -> Value {
+pub fn usage(prompts: &[Prompt], choices: &[Choice], per_prompt: usize) -> Value {
     let prompt: usize = prompts.iter().map(|prompt| prompt.ids.len()).sum();
     let completion: usize = choices.iter().map(|choice| choice.tokens).sum();
-    let cached: usize = choices.iter().step_by(n.max(1)).map(|choice| choice.stats.cached_tokens).sum();
+    let cached: usize = choices.iter().step_by(per_prompt).map(|choice| choice.stats.cached_tokens).sum();
     json!({
         "prompt_tokens": prompt,
         "completion_tokens": completion,

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::answer::{Job, Kind, event_stream};
 use crate::error::ApiError;
-use crate::generate::{Progress, Running};
+use crate::generate::{Finish, Logged, Progress, Running};
 use crate::reply::Envelope;
 use crate::trace::Trace;
 
@@ -75,9 +75,9 @@ impl Events {
             match self.job.kind {
                 Kind::Chat => {
                     let delta = r#""delta":{"role":"assistant","content":"","refusal":null}"#;
-                    self.chunk(i, delta, None, "", out);
+                    self.chunk(i, delta, &[], None, "", out);
                 }
-                Kind::Completion if !self.job.echo(i).is_empty() => self.text(i, self.job.echo(i), out),
+                Kind::Completion if !self.job.echo(i).is_empty() => self.text(i, self.job.echo(i), &[], out),
                 Kind::Completion => {}
             }
         }
@@ -94,33 +94,44 @@ impl Events {
             }
         };
         if !progress.text.is_empty() {
-            self.text(progress.choice, &progress.text, out);
+            self.text(progress.choice, &progress.text, &progress.log, out);
         }
         if let Some(finish) = progress.finish {
             let nothing = if self.job.kind == Kind::Chat { r#""delta":{}"# } else { r#""text":"""# };
-            match self.running.is_finished() {
-                false => self.chunk(progress.choice, nothing, Some(finish.name()), "", out),
-                true => {
-                    let extras = self.extras();
-                    self.chunk(progress.choice, nothing, Some(finish.name()), &extras, out);
-                    self.end(out);
-                }
+            // Tokens may be left that had no text.
+            let log = if progress.text.is_empty() { &progress.log[..] } else { &[] };
+            let is_last = self.running.is_finished();
+            let extras = if is_last { self.extras() } else { String::new() };
+            self.chunk(progress.choice, nothing, log, Some(finish), &extras, out);
+            if is_last {
+                self.end(out);
             }
         }
     }
 
-    fn text(&self, choice: usize, text: &str, out: &mut String) {
+    fn text(&self, choice: usize, text: &str, log: &[Logged], out: &mut String) {
         let text = Value::from(text);
-        match self.job.kind {
-            Kind::Chat => self.chunk(choice, &format!(r#""delta":{{"content":{text}}}"#), None, "", out),
-            Kind::Completion => self.chunk(choice, &format!(r#""text":{text}"#), None, "", out),
-        }
+        let content = match self.job.kind {
+            Kind::Chat => format!(r#""delta":{{"content":{text}}}"#),
+            Kind::Completion => format!(r#""text":{text}"#),
+        };
+        self.chunk(choice, &content, log, None, "", out);
     }
 
     /// `content` is the part in which chats and completions differ, `extras` what stands beside the choices.
-    fn chunk(&self, choice: usize, content: &str, finish: Option<&str>, extras: &str, out: &mut String) {
-        let finish = finish.map_or("null".to_string(), |finish| format!("\"{finish}\""));
-        let choice = format!(r#"{{"index":{choice},{content},"logprobs":null,"finish_reason":{finish}}}"#);
+    fn chunk(
+        &self,
+        choice: usize,
+        content: &str,
+        log: &[Logged],
+        finish: Option<Finish>,
+        extras: &str,
+        out: &mut String,
+    ) {
+        let finish = Value::from(finish.map(Finish::name));
+        let logprobs = if log.is_empty() { Value::Null } else { self.job.logprobs(log) };
+        let choice =
+            format!(r#"{{"index":{choice},{content},"logprobs":{logprobs},"finish_reason":{finish}}}"#);
         let usage = if self.job.params.include_usage { r#","usage":null"# } else { "" };
         event(&format!(r#"{},"choices":[{choice}]{usage}{extras}}}"#, self.head), out);
     }

@@ -223,3 +223,86 @@ fn models_and_tokens_are_told() {
     let back = served.post("/detokenize", &json!({ "model": "tiny", "tokens": ids["tokens"] })).fine();
     assert_eq!(back["content"], text);
 }
+
+#[test]
+fn logprobs_tell_how_likely_each_token_was() {
+    let served = Served::new();
+    let request = json!({ "temperature": 0, "max_tokens": 12, "ignore_eos": true });
+    let reply = served.chat(&merged(request.clone(), &json!({ "logprobs": true, "top_logprobs": 3 }))).fine();
+    let log = reply["choices"][0]["logprobs"]["content"].as_array().expect("a log").clone();
+    assert_eq!(log.len(), 12);
+    let joined_tokens: String = log.iter().map(|l| l["token"].as_str().expect("text")).collect();
+    assert_eq!(joined_tokens, content(&reply));
+    for logged in &log {
+        let top = logged["top_logprobs"].as_array().expect("the likeliest");
+        assert_eq!(top.len(), 3);
+        assert_eq!((&top[0]["token"], &top[0]["logprob"]), (&logged["token"], &logged["logprob"]), "greedy");
+        assert!(top.windows(2).all(|w| w[0]["logprob"].as_f64() >= w[1]["logprob"].as_f64()));
+        assert!(logged["logprob"].as_f64().is_some_and(|p| p <= 0.0));
+        assert_eq!(logged["bytes"], json!(logged["token"].as_str().expect("text").as_bytes()));
+    }
+    let stream = json!({ "logprobs": true, "top_logprobs": 3, "stream": true });
+    let events = served.chat(&merged(request.clone(), &stream)).events();
+    let logs = events.iter().filter_map(|e| e["choices"][0]["logprobs"]["content"].as_array()).flatten();
+    assert_eq!(logs.cloned().collect::<Vec<_>>(), log);
+
+    let reply = served.complete(&merged(request, &json!({ "logprobs": 2 }))).fine();
+    let log = &reply["choices"][0]["logprobs"];
+    let tokens = log["tokens"].as_array().expect("tokens");
+    let mut offset = 0;
+    for (i, token) in tokens.iter().enumerate() {
+        assert_eq!(log["text_offset"][i], offset);
+        offset += token.as_str().expect("text").len();
+        let top = &log["top_logprobs"][i];
+        assert_eq!(top.as_object().map(serde_json::Map::len), Some(2));
+        assert_eq!(top[token.as_str().expect("text")], log["token_logprobs"][i]);
+    }
+}
+
+#[test]
+fn of_a_stop_string_no_token_is_told() {
+    let served = Served::new();
+    let whole = served.complete(&seeded(&json!({}))).fine();
+    let stop = &text(&whole)[10..13];
+    let at = text(&whole).find(stop).expect("it is in there");
+    let reply = served.complete(&seeded(&json!({ "stop": stop, "logprobs": 0 }))).fine();
+    let tokens = reply["choices"][0]["logprobs"]["tokens"].as_array().expect("tokens");
+    let told: String = tokens.iter().map(|t| t.as_str().expect("text")).collect();
+    assert_eq!((told.as_str(), text(&reply)), (&text(&whole)[..at], &text(&whole)[..at]));
+}
+
+#[test]
+fn a_bias_forbids_and_forces() {
+    let served = Served::new();
+    let ids = served.post("/tokenize", &json!({ "content": "Z" })).fine();
+    let z = ids["tokens"][0].to_string();
+    let forced = served.complete(&seeded(&json!({ "logit_bias": { &z: 100 } }))).fine();
+    assert_eq!(text(&forced), "Z".repeat(40));
+    let forbidden =
+        served.complete(&seeded(&json!({ "logit_bias": { &z: -100 }, "max_tokens": 200 }))).fine();
+    assert!(!text(&forbidden).contains('Z'));
+}
+
+#[test]
+fn the_best_of_several_are_the_likeliest() {
+    let served = Served::new();
+    let request = seeded(&json!({ "max_tokens": 8, "temperature": 2 }));
+    let all = served.complete(&merged(request.clone(), &json!({ "n": 6, "logprobs": 0 }))).fine();
+    let mean = |choice: &Value| {
+        let log: Vec<f64> = choice["logprobs"]["token_logprobs"]
+            .as_array()
+            .expect("a log")
+            .iter()
+            .filter_map(Value::as_f64)
+            .collect();
+        log.iter().sum::<f64>() / log.len() as f64
+    };
+    let mut made: Vec<&Value> = all["choices"].as_array().expect("choices").iter().collect();
+    made.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+    let best = served.complete(&merged(request, &json!({ "n": 2, "best_of": 6 }))).fine();
+    let texts: Vec<&Value> =
+        best["choices"].as_array().expect("choices").iter().map(|c| &c["text"]).collect();
+    assert_eq!(texts, [&made[0]["text"], &made[1]["text"]]);
+    assert_eq!((&best["choices"][1]["index"], &best["choices"][0]["logprobs"]), (&json!(1), &Value::Null));
+    assert_eq!(best["usage"]["completion_tokens"], 48);
+}

@@ -59,7 +59,8 @@ fn a_client_that_does_not_read_is_let_go() {
     let served = Served::with(Setup { config, ..Setup::default() });
     let mut connection = served.connect();
     // More than the sockets' buffers hold: many choices, each chunk of some hundred bytes.
-    let body = json!({ "messages": [user("hello")], "ignore_eos": true, "stream": true, "n": 32 }).to_string();
+    let body =
+        json!({ "messages": [user("hello")], "ignore_eos": true, "stream": true, "n": 32 }).to_string();
     connection.write_all(&request("POST", CHAT, &[], body.as_bytes())).expect("it is read");
     connection.read_exact(&mut [0; 100]).expect("it begins");
     let begin = Instant::now();

@@ -278,7 +278,14 @@ impl Bench<'_> {
 
 /// No token ends it.
 fn request(prompt: Vec<u32>, max_tokens: usize, hold: bool) -> Request {
-    Request { prompt, max_tokens, sampling: Sampling::default(), stop_tokens: Vec::new(), hold }
+    Request {
+        prompt,
+        max_tokens,
+        sampling: Sampling::default(),
+        logprobs: None,
+        stop_tokens: Vec::new(),
+        hold,
+    }
 }
 
 /// Counts of sequences, 1 to 1,024 each.

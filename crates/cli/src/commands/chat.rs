@@ -166,7 +166,7 @@ impl Chat<'_> {
         let value = value.trim();
         let number = || value.parse::<f32>().with_context(|| format!("{value:?} is no number"));
         let whole = || value.parse::<usize>().with_context(|| format!("{value:?} is no whole number"));
-        let mut changed = self.sampling;
+        let mut changed = self.sampling.clone();
         match name.trim().replace('_', "-").as_str() {
             "temperature" => changed.temperature = number()?,
             "top-k" => changed.top_k = whole()?,
@@ -237,7 +237,7 @@ impl Chat<'_> {
             Ok(prompt) => prompt,
             Err(error) => return self.failed(&error),
         };
-        let mut request = self.session.request(self.args, prompt, self.sampling, true);
+        let mut request = self.session.request(self.args, prompt, self.sampling.clone(), true);
         request.max_tokens = self.max_tokens.unwrap_or(request.max_tokens);
         let mut out = Out::new();
         let mut closed = false;

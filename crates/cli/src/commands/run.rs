@@ -210,6 +210,7 @@ impl Session {
             max_tokens: args.max_tokens.unwrap_or(room),
             prompt,
             sampling,
+            logprobs: None,
             stop_tokens: self.stop_tokens.clone(),
             hold,
         }
@@ -244,6 +245,7 @@ fn once(args: &Args, cx: &Context, session: &mut Session, prompt: &str) -> Resul
         session.encode_raw(prompt)?
     };
     let sampling = args.sampling();
+    let seed = sampling.seed;
     let request = session.request(args, prompt, sampling, false);
     let mut out = Out::new();
     let mut show = |text: &str| {
@@ -262,7 +264,7 @@ fn once(args: &Args, cx: &Context, session: &mut Session, prompt: &str) -> Resul
     let answer = answer(&mut session.engine, request, None, &mut watcher)?;
     let summary = session.summary(&answer, cx.started);
     if args.json {
-        print_json(session, &answer, &summary, sampling.seed)?;
+        print_json(session, &answer, &summary, seed)?;
     } else if !answer.text.ends_with('\n') {
         out.line("")?;
         out.flush()?;

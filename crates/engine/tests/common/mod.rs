@@ -64,10 +64,22 @@ pub fn transformer() -> Program {
 
 /// A transformer whose logits are `scale` times as large.
 pub fn transformer_with_head(scale: f32) -> Program {
+    transformer_with(scale, None)
+}
+
+/// A transformer for which this token is no number.
+pub fn transformer_without(token: usize) -> Program {
+    transformer_with(1.0, Some(token))
+}
+
+fn transformer_with(scale: f32, poison: Option<usize>) -> Program {
     let (width, heads, kv_heads, head_dim, hidden) = (14, 4, 2, 6, 10);
     let mut r = Recorder::new(7);
     let x = r.builder.buffer("x", width);
-    let table = r.matrix("embedding", VOCAB, width);
+    let mut table = r.numbers(VOCAB * width, 1.5 / (width as f32).sqrt());
+    poison.into_iter().for_each(|token| table[token * width..(token + 1) * width].fill(f32::NAN));
+    let table = Tensor::from_f32(&[VOCAB, width], &table).expect("the shape fits");
+    let table = r.builder.matrix("embedding", vec![table]);
     r.builder.push(Embed { table, scale: 1.0, positions: None, norm: None, out: x });
     let rope = r.builder.buffer("rope", head_dim);
     let inv_freq = r.builder.vector(vec![1.0, 0.3, 0.05]);
@@ -223,6 +235,7 @@ pub fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
         prompt: prompt.to_vec(),
         max_tokens,
         sampling: Sampling::default(),
+        logprobs: None,
         stop_tokens: Vec::new(),
         hold: false,
     }
@@ -244,7 +257,7 @@ impl Heard {
     pub fn step(&mut self, engine: &mut Engine) {
         for event in engine.step().expect("the step runs") {
             match *event {
-                Event::Token { id, token, index } => {
+                Event::Token { id, token, index, .. } => {
                     let tokens = self.tokens.entry(id).or_default();
                     assert_eq!(index, tokens.len(), "tokens come in order");
                     assert!(!self.ends.contains_key(&id), "nothing comes after the end");

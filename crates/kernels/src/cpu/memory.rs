@@ -18,6 +18,7 @@ pub(crate) trait Plain: Copy + Default + Send + Sync + 'static {}
 impl Plain for u8 {}
 impl Plain for u16 {}
 impl Plain for u32 {}
+impl Plain for u64 {}
 impl Plain for f32 {}
 
 /// Zeroed elements that several lanes read and write at once, each its own part.

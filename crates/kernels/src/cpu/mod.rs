@@ -24,11 +24,13 @@ mod visits;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place, check_batch};
+use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place, check_batch, row_of_logits};
 use crate::batch::Batch;
 use crate::profile::OpTime;
 use crate::program::{Buf, KvId, Program, RecId, Rows};
 use crate::rounding::Activations;
+use crate::sampling::cpu::CpuSampler;
+use crate::sampling::{SampleRow, Sampled};
 
 pub use measure::Speed;
 
@@ -39,15 +41,14 @@ pub(crate) use kv::{Cells, KvPool, Stored, padded};
 pub(crate) use memory::Shared;
 pub(crate) use pack::{PackedMatrix, Packer, Table, Tiles, overlap, share, tile};
 pub(crate) use rows::Rows as InputRows;
-pub(crate) use simd::{Isa, Kernel, WIDTH, prefetch};
+pub(crate) use simd::{Isa, Kernel, Level, WIDTH, prefetch};
+pub(crate) use team::{Member, Team};
 pub(crate) use vector::{activate, gate, mean_and_scale, normalize, shift_mix, soft_cap};
 pub(crate) use visits::Visits;
 pub(crate) use {math::exp, math::sigmoid, math::tanh};
 
 use memory::{LaneMemory, Memory, ScratchSizes};
 use recorder::Recorder;
-use simd::Level;
-use team::Team;
 
 /// More lanes than any machine has cores.
 const MAX_THREADS: usize = 1024;
@@ -114,6 +115,8 @@ impl Backend for CpuBackend {
         let sizes = packer.finish()?;
         let memory = take_memory(program, limits, &sizes)?;
         let lanes = (0..team.lanes()).map(|_| LaneMemory::zeroed(&sizes)).collect::<Result<_, _>>()?;
+        let choices = program.buffer(program.logits()).width.min(program.vocab());
+        let sampler = CpuSampler::new(choices, team.lanes())?;
         Ok(Box::new(CpuExecutor {
             program: program_left,
             limits: limits.clone(),
@@ -122,6 +125,7 @@ impl Backend for CpuBackend {
             steps,
             memory,
             lanes,
+            sampler,
             matrix_bytes,
             recorder: Recorder::default(),
             rows: 0,
@@ -165,6 +169,7 @@ struct CpuExecutor {
     steps: Vec<Box<dyn CpuOp>>,
     memory: Memory,
     lanes: Vec<LaneMemory>,
+    sampler: CpuSampler,
     matrix_bytes: usize,
     recorder: Recorder,
     /// Of the last batch.
@@ -216,6 +221,20 @@ impl Executor for CpuExecutor {
         self.buffer_rows(self.program.logits())
     }
 
+    fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
+        row_of_logits(&self.program, self.logits(), row)
+    }
+
+    fn sample(&mut self, rows: &[SampleRow], out: &mut Vec<Sampled>) -> Result<(), BackendError> {
+        rows.iter().try_for_each(|row| self.logits_of(row.logits).map(drop))?;
+        let program = &self.program;
+        // SAFETY: the lanes that choose write no activations.
+        let logits = unsafe { used_rows(program, &self.memory, program.logits(), self.logit_rows) };
+        let row = |row| row_of_logits(program, logits, row).expect("the rows were looked at");
+        self.sampler.sample(&self.team, self.level, &row, rows, out);
+        Ok(())
+    }
+
     fn memory(&self) -> MemoryUse {
         let floats = |of: &[Shared<f32>]| of.iter().map(Shared::bytes).sum::<usize>();
         let m = &self.memory;
@@ -227,7 +246,7 @@ impl Executor for CpuExecutor {
             weights: self.matrix_bytes + vectors,
             kv: m.keys.first().map_or(0, KvPool::bytes_of_all),
             recurrent: floats(&m.recurrent),
-            scratch: floats(&m.slots) + shared + lanes,
+            scratch: floats(&m.slots) + shared + lanes + self.sampler.bytes(),
         }
     }
 
@@ -273,12 +292,21 @@ impl Executor for CpuExecutor {
 
 impl CpuExecutor {
     fn buffer_rows(&self, buf: Buf) -> &[f32] {
-        let spec = self.program.buffer(buf);
-        let rows = if spec.rows == Rows::Batch { self.rows } else { self.logit_rows };
-        let slot = self.program.plan().slot_of(buf).expect("only buffers of ops are read");
+        let is_of_batch = self.program.buffer(buf).rows == Rows::Batch;
+        let rows = if is_of_batch { self.rows } else { self.logit_rows };
         // SAFETY: no lane runs while the executor is borrowed here.
-        unsafe { self.memory.slots[slot].slice(0..rows * spec.width) }
+        unsafe { used_rows(&self.program, &self.memory, buf, rows) }
     }
+}
+
+/// The first rows of a buffer.
+///
+/// # Safety
+/// While the slice lives no lane writes the buffer.
+unsafe fn used_rows<'a>(program: &Program, memory: &'a Memory, buf: Buf, rows: usize) -> &'a [f32] {
+    let slot = program.plan().slot_of(buf).expect("only buffers of ops are read");
+    // SAFETY: the caller's promise.
+    unsafe { memory.slots[slot].slice(0..rows * program.buffer(buf).width) }
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use exotherm_tensor::formats;
 
-use crate::backend::{Backend, BackendError, Executor, KvType, Limits, MemoryUse, Place, check_batch};
+use crate::backend::{
+    Backend, BackendError, Executor, KvType, Limits, MemoryUse, Place, check_batch, row_of_logits,
+};
 use crate::batch::{BLOCK, Batch, Span};
 use crate::ops::{self, Op};
 use crate::profile::OpTime;
@@ -95,6 +97,10 @@ impl Executor for Reference {
         let logits = self.cx.program.logits();
         let n = self.cx.batch.logit_rows().len() * self.cx.program.buffer(logits).width;
         &self.cx.slots[self.cx.slot(logits)][..n]
+    }
+
+    fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
+        row_of_logits(&self.cx.program, self.logits(), row)
     }
 
     fn memory(&self) -> MemoryUse {

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use exotherm_engine::{Engine, EngineConfig, EngineHandle};
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program};
+use exotherm_kernels::{
+    Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program, SampleRow, Sampled,
+};
 use exotherm_models::{LoadOptions, load};
 use exotherm_server::{Config, Facts, ServedModel, Server};
 use exotherm_tokenizer::Tokenizer;
@@ -50,6 +52,14 @@ impl Executor for SlowExecutor {
 
     fn logits(&self) -> &[f32] {
         self.0.logits()
+    }
+
+    fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
+        self.0.logits_of(row)
+    }
+
+    fn sample(&mut self, rows: &[SampleRow], out: &mut Vec<Sampled>) -> Result<(), BackendError> {
+        self.0.sample(rows, out)
     }
 
     fn memory(&self) -> MemoryUse {

@@ -67,7 +67,14 @@ impl Runner<'_> {
 
 /// No token ends it.
 fn request(prompt: Vec<u32>, max_tokens: usize, hold: bool) -> Request {
-    Request { prompt, max_tokens, sampling: Sampling::default(), stop_tokens: Vec::new(), hold }
+    Request {
+        prompt,
+        max_tokens,
+        sampling: Sampling::default(),
+        logprobs: None,
+        stop_tokens: Vec::new(),
+        hold,
+    }
 }
 
 /// Runs requests, each after the held one of its place if there is one, until all have ended.

@@ -1,42 +1,26 @@
 //! Choosing tokens: the order of the filters, the distribution, the penalties, ties and values that are no
 //! numbers.
 
-use exotherm_engine::EngineError;
-use exotherm_engine::sampling::{Sampler, Sampling, uniform};
+mod choosing;
+
+use choosing::{chi_square, row, warm};
+use exotherm_kernels::sampling::reference::sample;
+use exotherm_kernels::sampling::uniform;
+use exotherm_kernels::{SampleRow, Sampling};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-fn warm() -> Sampling {
-    Sampling { temperature: 1.0, ..Sampling::default() }
-}
-
 fn choose(sampling: &Sampling, logits: &[f32], prompt: &[u32], output: &[u32]) -> u32 {
-    Sampler::default().sample(sampling, logits, prompt, output).expect("the logits are numbers")
+    sample(logits, &row(sampling, prompt, output)).token.expect("the logits are numbers")
 }
 
 /// How often each token is drawn with the seeds `0..n`.
 fn counts(sampling: &Sampling, logits: &[f32], n: u64) -> Vec<f64> {
     let mut counts = vec![0.0; logits.len()];
-    let mut sampler = Sampler::default();
     for seed in 0..n {
-        let token = sampler.sample(&Sampling { seed, ..*sampling }, logits, &[0], &[]).expect("numbers");
-        counts[token as usize] += 1.0;
+        counts[choose(&Sampling { seed, ..sampling.clone() }, logits, &[0], &[]) as usize] += 1.0;
     }
     counts
-}
-
-/// Pearson's statistic over the tokens that are expected at all; the others must not have been drawn.
-fn chi_square(counts: &[f64], probabilities: &[f64]) -> f64 {
-    let n: f64 = counts.iter().sum();
-    let mut sum = 0.0;
-    for (&count, &p) in counts.iter().zip(probabilities) {
-        if p == 0.0 {
-            assert_eq!(count, 0.0, "a token that was filtered out was drawn");
-        } else {
-            sum += (count - n * p).powi(2) / (n * p);
-        }
-    }
-    sum
 }
 
 fn logits_of(probabilities: &[f64]) -> Vec<f32> {
@@ -53,11 +37,10 @@ fn tokens_are_drawn_as_often_as_they_are_likely() {
 
     // Over positions of one seed, too.
     let mut by_position = vec![0.0; p.len()];
-    let mut sampler = Sampler::default();
-    let history = vec![0; 20_000];
-    for n in 0..history.len() {
-        let token = sampler.sample(&Sampling { seed: 5, ..warm() }, &logits, &history[..n], &[]);
-        by_position[token.expect("numbers") as usize] += 1.0;
+    let sampling = Sampling { seed: 5, ..warm() };
+    for position in 0..20_000 {
+        let row = SampleRow { position, ..row(&sampling, &[0], &[]) };
+        by_position[sample(&logits, &row).token.expect("numbers") as usize] += 1.0;
     }
     assert!(chi_square(&by_position, &p) < 29.9);
 
@@ -106,9 +89,9 @@ fn ties_go_to_the_lower_token() {
 
 #[test]
 fn penalties_count_what_they_say() {
-    let greedy = Sampling::default();
+    let greedy = Sampling::default;
     // Repetition: positive logits are divided, negative multiplied, in prompt and output alike, once.
-    let repeat = Sampling { repeat_penalty: 2.0, ..greedy };
+    let repeat = Sampling { repeat_penalty: 2.0, ..greedy() };
     assert_eq!(choose(&repeat, &[3.0, 2.0, 1.0], &[0, 0], &[]), 1, "3 / 2 < 2");
     assert_eq!(
         choose(&repeat, &[3.0, 1.4, 1.0], &[0, 0, 0], &[0]),
@@ -118,25 +101,18 @@ fn penalties_count_what_they_say() {
     assert_eq!(choose(&repeat, &[-1.0, -1.5], &[1], &[0]), 0, "-2 > -3");
     assert_eq!(choose(&repeat, &[-1.0, -1.5], &[], &[0]), 1, "-2 < -1.5");
     // Presence and frequency look at the output alone.
-    let presence = Sampling { presence_penalty: 1.5, ..greedy };
+    let presence = Sampling { presence_penalty: 1.5, ..greedy() };
     assert_eq!(choose(&presence, &[3.0, 2.0], &[0, 0], &[]), 0);
     assert_eq!(choose(&presence, &[3.0, 2.0], &[], &[0]), 1);
     assert_eq!(choose(&presence, &[3.0, 1.4], &[], &[0, 0, 0]), 0, "once, however often it is there");
-    let frequency = Sampling { frequency_penalty: 0.4, ..greedy };
+    let frequency = Sampling { frequency_penalty: 0.4, ..greedy() };
     assert_eq!(choose(&frequency, &[3.0, 2.0], &[0], &[0, 0]), 0, "3 - 0.8 > 2");
     assert_eq!(choose(&frequency, &[3.0, 2.0], &[], &[0, 0, 0]), 1, "3 - 1.2 < 2");
-    // One sampler forgets between calls.
-    let mut sampler = Sampler::default();
-    let all = Sampling { repeat_penalty: 1.5, frequency_penalty: 0.7, presence_penalty: 0.1, ..greedy };
-    let first = sampler.sample(&all, &[3.0, 2.0, 1.9], &[2], &[0, 0, 1]).expect("numbers");
-    for _ in 0..3 {
-        assert_eq!(sampler.sample(&all, &[3.0, 2.0, 1.9], &[2], &[0, 0, 1]).expect("numbers"), first);
-    }
+    let all = Sampling { repeat_penalty: 1.5, frequency_penalty: 0.7, presence_penalty: 0.1, ..greedy() };
     // A history with tokens that have no logit is not an error.
     assert_eq!(choose(&all, &[1.0, 0.0], &[7], &[9]), 0);
 }
 
-/// The greatest is looked for in blocks.
 #[test]
 fn the_greatest_is_found_wherever_it_is() {
     for at in [0, 1, 63, 64, 65, 127, 128, 199] {
@@ -146,17 +122,17 @@ fn the_greatest_is_found_wherever_it_is() {
         logits[199] = -0.5;
         assert_eq!(choose(&Sampling::default(), &logits, &[0], &[]), at as u32, "the lowest of equals");
         logits[150] = f32::NAN;
-        let outcome = Sampler::default().sample(&Sampling::default(), &logits, &[0], &[]);
-        assert!(matches!(outcome, Err(EngineError::NotNumbers { position: 1 })), "{at}");
+        assert_eq!(sample(&logits, &row(&Sampling::default(), &[0], &[])).token, None, "{at}");
     }
 }
 
 #[test]
-fn logits_that_are_no_numbers_are_an_error() {
+fn logits_that_are_no_numbers_give_no_token() {
     for bad in [[1.0, f32::NAN, 0.0], [1.0, f32::INFINITY, 0.0], [f32::NEG_INFINITY; 3]] {
         for sampling in [Sampling::default(), warm(), Sampling { repeat_penalty: 2.0, ..warm() }] {
-            let outcome = Sampler::default().sample(&sampling, &bad, &[0, 1], &[0]);
-            assert!(matches!(outcome, Err(EngineError::NotNumbers { position: 3 })), "{bad:?}");
+            let row = SampleRow { logprobs: Some(2), ..row(&sampling, &[0, 1], &[0]) };
+            let sampled = sample(&bad, &row);
+            assert!(sampled.token.is_none() && sampled.logprobs.is_none(), "{bad:?}");
         }
     }
     // A token that is ruled out is no error and is never drawn.
@@ -168,6 +144,77 @@ fn logits_that_are_no_numbers_are_an_error() {
     assert_eq!(counted, [0.0, 50.0, 0.0]);
     let even = counts(&Sampling { temperature: f32::MAX, ..warm() }, &logits, 9_000);
     assert!(chi_square(&even, &[1.0 / 3.0; 3]) < 18.4, "{even:?}");
+}
+
+#[test]
+fn bias_comes_before_everything_else() {
+    let greedy = Sampling::default;
+    let bias = |logit_bias: &[(u32, f32)]| Sampling { logit_bias: logit_bias.to_vec(), ..greedy() };
+    let logits = [3.0, 2.0, -4.0];
+    assert_eq!(choose(&bias(&[(1, 1.5)]), &logits, &[0], &[]), 1);
+    assert_eq!(choose(&bias(&[(0, -100.0), (1, -100.0)]), &logits, &[0], &[]), 2, "two are banned");
+    assert_eq!(choose(&bias(&[(2, 6.0)]), &logits, &[0], &[]), 0, "2 < 3");
+    assert_eq!(choose(&bias(&[(2, 6.0), (2, 6.0)]), &logits, &[0], &[]), 2, "8 > 3");
+    assert_eq!(choose(&bias(&[(7, 100.0)]), &logits, &[0], &[]), 0, "no such token");
+    // What is repeated is penalized with its bias: (3 + 5) / 4 = 2 is not more than 2.5.
+    let both = Sampling { repeat_penalty: 4.0, ..bias(&[(0, 5.0)]) };
+    assert_eq!(choose(&both, &[3.0, 2.5], &[0], &[]), 1);
+    // What is impossible stays so, and no bias makes a number of what is none.
+    assert_eq!(choose(&bias(&[(0, 100.0)]), &[f32::NEG_INFINITY, -50.0], &[1], &[]), 1);
+    let huge = Sampling { presence_penalty: f32::MIN, ..bias(&[(1, 100.0)]) };
+    assert_eq!(choose(&huge, &[f32::MAX, f32::MAX], &[], &[1, 1]), 0, "both are the greatest float");
+    let nan = sample(&[f32::INFINITY, 1.0], &row(&bias(&[(0, -100.0)]), &[1], &[]));
+    assert_eq!(nan.token, None);
+}
+
+/// The logarithm of a token's probability, with nothing in common with the code that is tested.
+fn log_probability(logits: &[f32], token: u32) -> f64 {
+    let own = f64::from(logits[token as usize]);
+    -logits.iter().map(|&l| (f64::from(l) - own).exp()).sum::<f64>().ln()
+}
+
+#[test]
+fn logprobs_are_the_models_own() {
+    let logits = [1.0, -2.0, 3.5, 3.5, f32::NEG_INFINITY, 0.25];
+    for sampling in [
+        Sampling::default(),
+        warm(),
+        Sampling { temperature: 0.3, top_k: 2, top_p: 0.5, min_p: 0.1, ..Sampling::default() },
+        Sampling { repeat_penalty: 1.7, frequency_penalty: 1.0, logit_bias: vec![(5, 9.0)], ..warm() },
+    ] {
+        for n in [0, 1, 3, 20] {
+            let sampled = sample(&logits, &SampleRow { logprobs: Some(n), ..row(&sampling, &[0, 2], &[2]) });
+            let (token, logprobs) = (sampled.token.expect("numbers"), sampled.logprobs.expect("asked for"));
+            assert!((f64::from(logprobs.logprob) - log_probability(&logits, token)).abs() < 1e-6);
+            let tokens: Vec<u32> = logprobs.top().iter().map(|t| t.token).collect();
+            assert_eq!(tokens, [2, 3, 0, 5, 1][..5.min(n as usize)], "likelier first, of equals the lower");
+            for top in logprobs.top() {
+                assert!((f64::from(top.logprob) - log_probability(&logits, top.token)).abs() < 1e-6);
+            }
+        }
+        assert_eq!(sample(&logits, &row(&sampling, &[0], &[])).logprobs, None);
+    }
+}
+
+#[test]
+fn values_that_mean_nothing_are_refused_by_name() {
+    for (name, sampling) in [
+        ("temperature", Sampling { temperature: -0.5, ..warm() }),
+        ("top_p", Sampling { top_p: f32::NAN, ..warm() }),
+        ("min_p", Sampling { min_p: 1.5, ..warm() }),
+        ("repeat_penalty", Sampling { repeat_penalty: -1.0, ..warm() }),
+        ("presence_penalty", Sampling { presence_penalty: f32::NAN, ..warm() }),
+        ("frequency_penalty", Sampling { frequency_penalty: f32::INFINITY, ..warm() }),
+        ("logit_bias is -100.5", Sampling { logit_bias: vec![(0, 100.0), (1, -100.5)], ..warm() }),
+        ("logit_bias is NaN", Sampling { logit_bias: vec![(0, f32::NAN)], ..warm() }),
+    ] {
+        let why = sampling.check().expect_err("it means nothing").to_string();
+        assert!(why.starts_with(name), "{name}: {why}");
+    }
+    let biased = Sampling { logit_bias: vec![(3, -100.0), (9, 100.0)], ..warm() };
+    assert!(biased.check().is_ok() && biased.check_tokens(10).is_ok());
+    let why = biased.check_tokens(9).expect_err("there is no token 9").to_string();
+    assert!(why.contains("logit_bias") && why.contains("token 9"), "{why}");
 }
 
 #[test]
@@ -193,7 +240,7 @@ fn random_numbers_depend_on_seed_and_position_alone() {
     }
 }
 
-/// The same choice, made the slow way: everything is sorted.
+/// The same choice, in floats.
 fn slowly(sampling: &Sampling, logits: &[f32], position: u64) -> u32 {
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let weight = |l: f32| ((f64::from(l) - max) / f64::from(sampling.temperature)).exp();
@@ -209,6 +256,7 @@ fn slowly(sampling: &Sampling, logits: &[f32], position: u64) -> u32 {
     }
     all.truncate(kept);
     all.retain(|c| c.0 >= f64::from(sampling.min_p));
+    all.sort_by_key(|c| c.1);
     let target = uniform(sampling.seed, position) * all.iter().map(|c| c.0).sum::<f64>();
     let mut sum = 0.0;
     for &(weight, token) in &all {
@@ -224,7 +272,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn partial_sorting_chooses_as_full_sorting_does(
+    fn whole_numbers_choose_as_floats_do(
         logits in vec(prop_oneof![-3.0f32..3.0, Just(0.5f32)], 100..1200),
         share in 0.01f64..1.0,
         top_p in 0.05f32..0.99,
