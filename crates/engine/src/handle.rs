@@ -223,6 +223,8 @@ impl Driver {
     fn run(mut self) {
         let mut healthy = true;
         while healthy && self.take_commands() {
+            // A step may take long, and what it works on is to be seen meanwhile.
+            self.publish();
             healthy = self.step();
             self.publish();
         }
