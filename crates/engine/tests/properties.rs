@@ -16,8 +16,9 @@ fn tokens(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u32>> {
 fn sampling() -> impl Strategy<Value = Sampling> {
     let filters = (0usize..12, 0.5f32..=1.0, prop_oneof![Just(0.0f32), 0.0f32..0.2]);
     let penalties = (prop_oneof![Just(1.0f32), 0.8f32..1.5], prop_oneof![Just(0.0f32), -0.5f32..0.5]);
-    (prop_oneof![Just(0.0f32), 0.5f32..2.0], filters, penalties, any::<u64>()).prop_map(
-        |(temperature, (top_k, top_p, min_p), (repeat_penalty, penalty), seed)| Sampling {
+    let bias = vec((0..VOCAB as u32, -5.0f32..5.0), 0..3);
+    (prop_oneof![Just(0.0f32), 0.5f32..2.0], filters, penalties, bias, any::<u64>()).prop_map(
+        |(temperature, (top_k, top_p, min_p), (repeat_penalty, penalty), logit_bias, seed)| Sampling {
             temperature,
             top_k,
             top_p,
@@ -25,7 +26,7 @@ fn sampling() -> impl Strategy<Value = Sampling> {
             repeat_penalty,
             presence_penalty: penalty,
             frequency_penalty: -penalty / 2.0,
-            logit_bias: Vec::new(),
+            logit_bias,
             seed,
         },
     )

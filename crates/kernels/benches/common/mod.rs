@@ -49,6 +49,11 @@ impl Bench {
 
     /// Times runs of the batch; prints the speed and its shares of what was measured at the start.
     pub fn run(&mut self, group: &str, name: &str, executor: &mut dyn Executor, batch: &Batch, work: Work) {
+        self.time(group, name, work, || executor.run(batch).expect("the batch fits"));
+    }
+
+    /// The same with whatever does the work.
+    pub fn time(&mut self, group: &str, name: &str, work: Work, mut run: impl FnMut()) {
         let times = RefCell::new(Vec::new());
         let mut benches = self.criterion.benchmark_group(group);
         benches.throughput(Throughput::BytesDecimal(work.bytes as u64));
@@ -56,7 +61,7 @@ impl Bench {
             bencher.iter_custom(|runs| {
                 let begin = Instant::now();
                 for _ in 0..runs {
-                    executor.run(batch).expect("the batch fits");
+                    run();
                 }
                 let time = begin.elapsed();
                 times.borrow_mut().push(time.as_secs_f64() / runs as f64);

@@ -14,6 +14,11 @@ const NO_FRACTION: f64 = 6_755_399_441_055_744.0;
 /// Powers of two below this weigh nothing, and are not looked at closer.
 const LOWEST: f64 = -60.0;
 
+/// Buckets into which tokens are sorted by how much less likely than the likeliest they are, in powers of two; all that
+/// weigh anything lie in the first 46 · 16.
+pub(super) const BUCKETS: usize = 1024;
+const BUCKETS_PER_POWER: f64 = 16.0;
+
 /// Coefficients of r^0, r^1, … in 2^r: for r in -0.5..=0.5 the rest is less than a tenth of a unit.
 const EXP2: [f64; 12] = {
     let mut coefficients = [1.0; 12];
@@ -68,6 +73,24 @@ impl Weights {
         (f64::from(logit) - self.max) * self.scale < -50.0
     }
 
+    /// Which of [`BUCKETS`] a token belongs to. Likelier tokens belong to the same or an earlier one, equal ones to the same.
+    #[inline(always)]
+    pub fn bucket(self, logit: f32) -> u32 {
+        const LAST: f64 = (BUCKETS - 1) as f64;
+        let place = (self.max - f64::from(logit)) * self.scale * BUCKETS_PER_POWER;
+        (if place < LAST { place } else { LAST }) as u32
+    }
+
+    /// Logits between which all tokens of a bucket lie, and perhaps some others.
+    pub fn around(self, bucket: u32) -> (f32, f32) {
+        let logit = |place: f64| (self.max - place / BUCKETS_PER_POWER / self.scale) as f32;
+        let lowest = match bucket as usize == BUCKETS - 1 {
+            true => f32::NEG_INFINITY,
+            false => logit(f64::from(bucket) + 1.01).next_down(),
+        };
+        (lowest, logit(f64::from(bucket) - 0.01).next_up())
+    }
+
     /// The logarithm of the sum of e^logit over tokens that weigh this much together, at temperature 1.
     pub fn log_sum(self, total: u128) -> f64 {
         self.max + (total as f64 / UNIT).ln()
@@ -118,6 +141,28 @@ mod tests {
         }
         assert_eq!(Weights::new(1.0, f32::MIN_POSITIVE).of(1.0f32.next_down()), 0);
         assert_eq!(Weights::new(1e4, f32::MAX).of(-1e4), 1 << LOG2_UNIT);
+    }
+
+    #[test]
+    fn buckets_follow_the_order_and_are_found_again() {
+        for (max, temperature) in
+            [(7.5, 0.8), (0.0, 1.0), (1e4, 2.0), (-3e38, 1e6), (2.0, 1e-30), (5.0, f32::MAX)]
+        {
+            let weights = Weights::new(max, temperature);
+            let mut before = 0;
+            for i in 0..3000 {
+                let logit = max - (i as f32 * 0.0131 * temperature).min(f32::MAX);
+                let bucket = weights.bucket(logit);
+                let (low, high) = weights.around(bucket);
+                assert!(
+                    before <= bucket && low <= logit && logit <= high,
+                    "{logit} of {max} at {temperature}"
+                );
+                before = bucket;
+            }
+            assert_eq!((weights.bucket(max), weights.bucket(f32::NEG_INFINITY)), (0, BUCKETS as u32 - 1));
+            assert_eq!(weights.around(BUCKETS as u32 - 1).0, f32::NEG_INFINITY);
+        }
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The memory in which one row is worked on, and what the lane that leads does there when the passes over the whole
 //! vocabulary are over.
 
-use super::super::weights::{Weights, portion, target};
-use super::super::{Logprobs, MAX_LOGPROBS, SampleRow, TokenLogprob, finite, kept_finite};
+use super::super::weights::{BUCKETS, Weights, portion, target};
+use super::super::{Logprobs, MAX_LOGPROBS, SampleRow, Sampling, TokenLogprob, finite, kept_finite};
 use super::keys::{Kept, key, logit_of, nucleus, token_of, weight_of};
-use super::scan::BLOCK;
+use super::scan::{BLOCK, Find, Spread, Total};
 use crate::backend::BackendError;
-use crate::cpu::Shared;
+use crate::cpu::{Level, Shared};
 
 pub(super) struct Desk {
     /// Logits with bias and penalties.
@@ -17,6 +17,8 @@ pub(super) struct Desk {
     pub sums: Shared<u64>,
     /// A word for each token, first for counting those there were, then for those that may be chosen.
     words: Shared<u64>,
+    /// The weight of each bucket.
+    buckets: Shared<u64>,
 }
 
 impl Desk {
@@ -27,11 +29,13 @@ impl Desk {
             maxes: Shared::zeroed(blocks, what)?,
             sums: Shared::zeroed(blocks, what)?,
             words: Shared::zeroed(vocab, what)?,
+            buckets: Shared::zeroed(BUCKETS, what)?,
         })
     }
 
     pub fn bytes(&self) -> usize {
-        self.changed.bytes() + self.maxes.bytes() + self.sums.bytes() + self.words.bytes()
+        let words = [&self.sums, &self.words, &self.buckets].map(Shared::bytes);
+        self.changed.bytes() + self.maxes.bytes() + words.iter().sum::<usize>()
     }
 
     /// Puts bias and penalties on the first `vocab` logits that were copied here: a walk over the tokens there were, not over
@@ -66,17 +70,19 @@ impl Desk {
     }
 
     /// # Safety
-    /// While the reading lives nobody else writes to the desk, and nobody reads its words.
-    pub unsafe fn reading<'a>(&'a self, logits: &'a [f32], max: f32) -> Reading<'a> {
+    /// While the reading lives nobody else writes to the desk, and nobody reads its words and buckets.
+    pub unsafe fn reading<'a>(&'a self, level: Level, logits: &'a [f32], max: f32) -> Reading<'a> {
         let blocks = logits.len().div_ceil(BLOCK);
         // SAFETY: the caller's promise.
         unsafe {
             Reading {
+                level,
                 logits,
                 max,
                 maxes: self.maxes.slice(0..blocks),
                 sums: self.sums.slice(0..blocks),
                 keys: self.words.slice_mut(0..logits.len()),
+                buckets: self.buckets.slice_mut(0..BUCKETS),
             }
         }
     }
@@ -84,11 +90,13 @@ impl Desk {
 
 /// A row of which the greatest logits and, where they are needed, the weights of all blocks are known.
 pub(super) struct Reading<'a> {
+    level: Level,
     logits: &'a [f32],
     max: f32,
     maxes: &'a [f32],
     sums: &'a [u64],
     keys: &'a mut [u64],
+    buckets: &'a mut [u64],
 }
 
 impl Reading<'_> {
@@ -104,24 +112,50 @@ impl Reading<'_> {
             let kept = Kept { last: key(floor, u32::MAX), weight: self.weight() };
             return self.draw_from_all(&kept, weights, target(kept.weight, sampling.seed, row.position));
         }
-        let (count, all) = match is_limited {
-            true => {
-                let count = self.likeliest(sampling.top_k);
-                (count, weight_of(&self.keys[..count], weights))
-            }
-            false => (self.enough(portion(self.weight(), sampling.top_p), weights), self.weight()),
+        let mut kept = match is_limited {
+            true => self.most_likely(sampling, weights),
+            false => self.nucleus(portion(self.weight(), sampling.top_p), weights),
         };
-        let keys = &mut self.keys[..count];
-        let mut kept = match sampling.top_p < 1.0 {
-            true => nucleus(keys, portion(all, sampling.top_p), weights),
-            false => Kept { last: keys.iter().copied().max().unwrap_or(0), weight: all },
-        };
-        let least = key(floor, u32::MAX);
-        if least < kept.last {
-            let reach = keys.iter().filter(|&&key| key <= least);
-            kept = Kept { last: least, weight: reach.map(|&k| u128::from(weights.of(logit_of(k)))).sum() };
+        if key(floor, u32::MAX) < kept.last {
+            let (logits, maxes) = (self.logits, self.maxes);
+            let weight = self.level.run(Total { logits, maxes, weights, floor });
+            kept = Kept { last: key(floor, u32::MAX), weight };
         }
-        self.draw(&kept, weights, 0, target(kept.weight, sampling.seed, row.position))
+        self.draw(&kept, weights, target(kept.weight, sampling.seed, row.position))
+    }
+
+    /// What top-k and then top-p leave.
+    fn most_likely(&mut self, sampling: &Sampling, weights: Weights) -> Kept {
+        let count = self.likeliest(sampling.top_k);
+        let keys = &mut self.keys[..count];
+        let weight = weight_of(keys, weights);
+        match sampling.top_p < 1.0 {
+            true => nucleus(keys, portion(weight, sampling.top_p), weights),
+            false => Kept { last: keys.iter().copied().max().unwrap_or(0), weight },
+        }
+    }
+
+    /// The fewest likeliest of all tokens that weigh enough.
+    fn nucleus(&mut self, enough: u128, weights: Weights) -> Kept {
+        // Mostly a few will do.
+        let count = self.collect(64);
+        if weight_of(&self.keys[..count], weights) >= enough {
+            return nucleus(&mut self.keys[..count], enough, weights);
+        }
+        self.buckets.fill(0);
+        let (logits, maxes) = (self.logits, self.maxes);
+        self.level.run(Spread { logits, maxes, weights, buckets: self.buckets });
+        let mut before = 0;
+        for (bucket, &weight) in (0..).zip(&*self.buckets) {
+            let weight = u128::from(weight);
+            if before + weight >= enough {
+                let count = self.collect_bucket(bucket, weights);
+                let kept = nucleus(&mut self.keys[..count], enough - before, weights);
+                return Kept { weight: before + kept.weight, ..kept };
+            }
+            before += weight;
+        }
+        unreachable!("all tokens weigh {before}, less than {enough}")
     }
 
     /// The lowest token of those with the greatest logit.
@@ -149,18 +183,6 @@ impl Reading<'_> {
         count.min(n)
     }
 
-    /// Brings the keys of likeliest tokens that weigh enough together to the front; returns how many they are.
-    fn enough(&mut self, enough: u128, weights: Weights) -> usize {
-        let mut n = 64;
-        loop {
-            let count = self.collect(n);
-            if n >= self.maxes.len() || weight_of(&self.keys[..count], weights) >= enough {
-                return count;
-            }
-            n *= 8;
-        }
-    }
-
     /// Brings the keys of at least the `n` likeliest tokens to the front; returns how many they are. The greatest of `n`
     /// blocks are so many tokens, so no token less likely than all of them is among the likeliest.
     fn collect(&mut self, n: usize) -> usize {
@@ -176,9 +198,7 @@ impl Reading<'_> {
             if max < least {
                 continue;
             }
-            let first = block * BLOCK;
-            let end = self.logits.len().min(first + BLOCK);
-            for (token, &logit) in (first as u32..).zip(&self.logits[first..end]) {
+            for (token, &logit) in of_block(self.logits, block) {
                 // Written in any case and kept if it counts: the order of logits cannot be foreseen.
                 self.keys[count] = key(logit, token);
                 count += usize::from(logit >= least);
@@ -187,38 +207,56 @@ impl Reading<'_> {
         count
     }
 
-    /// The token at which the weights of those kept, in the order of their numbers, exceed the target. The weights of the
-    /// blocks, which are of just those, tell in which it is.
+    /// Brings the keys of the tokens of a bucket to the front; returns how many they are.
+    fn collect_bucket(&mut self, bucket: u32, weights: Weights) -> usize {
+        let (low, high) = weights.around(bucket);
+        let mut count = 0;
+        for (block, &max) in self.maxes.iter().enumerate() {
+            if max < low {
+                continue;
+            }
+            for (token, &logit) in of_block(self.logits, block) {
+                if (low..=high).contains(&logit) && weights.bucket(logit) == bucket {
+                    self.keys[count] = key(logit, token);
+                    count += 1;
+                }
+            }
+        }
+        count
+    }
+
+    /// The token at which the weights of those kept, in the order of their numbers, exceed the target.
+    fn draw(&self, kept: &Kept, weights: Weights, target: u128) -> u32 {
+        let (last_logit, last_token) = (logit_of(kept.last), token_of(kept.last));
+        let (logits, maxes) = (self.logits, self.maxes);
+        let found = self.level.run(Find { logits, maxes, weights, last_logit, last_token, target });
+        let (block, left) = found.expect("the target is less than the weight of what is kept");
+        self.draw_from(block, kept, weights, left)
+    }
+
+    /// The same where the weights of the blocks are of just those that are kept.
     fn draw_from_all(&self, kept: &Kept, weights: Weights, mut target: u128) -> u32 {
         for (block, &weight) in self.sums.iter().enumerate() {
             match target.checked_sub(u128::from(weight)) {
                 Some(rest) => target = rest,
-                None => return self.draw(kept, weights, block, target),
+                None => return self.draw_from(block, kept, weights, target as u64),
             }
         }
         unreachable!("the target is less than the weight of all")
     }
 
-    /// The same, from a block on.
-    fn draw(&self, kept: &Kept, weights: Weights, from: usize, mut target: u128) -> u32 {
-        let least = logit_of(kept.last);
-        for (block, &max) in self.maxes.iter().enumerate().skip(from) {
-            if max < least {
+    /// The same in a block.
+    fn draw_from(&self, block: usize, kept: &Kept, weights: Weights, mut target: u64) -> u32 {
+        for (token, &logit) in of_block(self.logits, block) {
+            if key(logit, token) > kept.last {
                 continue;
             }
-            let first = block * BLOCK;
-            let end = self.logits.len().min(first + BLOCK);
-            for (token, &logit) in (first as u32..).zip(&self.logits[first..end]) {
-                if logit < least || key(logit, token) > kept.last {
-                    continue;
-                }
-                match target.checked_sub(u128::from(weights.of(logit))) {
-                    Some(rest) => target = rest,
-                    None => return token,
-                }
+            match target.checked_sub(weights.of(logit)) {
+                Some(rest) => target = rest,
+                None => return token,
             }
         }
-        unreachable!("the target is less than the weight of what is kept")
+        unreachable!("the target is less than the weight of what is kept of the block")
     }
 
     /// Of the token and of the `n` likeliest; the blocks are weighed at temperature 1.
@@ -240,6 +278,12 @@ impl Reading<'_> {
 /// The tokens that a vocabulary has.
 fn inside(tokens: &[u32], vocab: usize) -> impl Iterator<Item = usize> {
     tokens.iter().map(|&token| token as usize).filter(move |&token| token < vocab)
+}
+
+/// The tokens of a block with their logits.
+fn of_block(logits: &[f32], block: usize) -> impl Iterator<Item = (u32, &f32)> {
+    let first = block * BLOCK;
+    (first as u32..).zip(&logits[first..logits.len().min(first + BLOCK)])
 }
 
 /// The least float that is at least this.

@@ -17,8 +17,12 @@ use crate::cpu::{Level, Member, Team, share};
 use desk::{Desk, Reading};
 use scan::{BLOCK, Scan, Weigh, greatest};
 
-/// A row of fewer blocks than this for each lane is not worth waking the others for.
-const BLOCKS_WORTH_SHARING: usize = 32;
+/// What weighing a token takes, in times of what looking at its logit takes.
+const WEIGHING: usize = 16;
+
+/// Logits that are looked at in about the time in which the other lanes wake up and meet a few times, with room for a machine
+/// that has other things to do.
+const WORTH_SHARING: usize = 1 << 18;
 
 /// All the memory in which tokens are chosen.
 pub(crate) struct CpuSampler {
@@ -48,14 +52,18 @@ impl CpuSampler {
         out.resize(rows.len(), Sampled::default());
         let Some(first) = rows.first() else { return };
         let (desks, lanes) = (&self.desks, self.desks.len());
-        let blocks = logits(first.logits).len().div_ceil(BLOCK);
-        let is_shared = lanes > 1 && blocks >= BLOCKS_WORTH_SHARING * lanes;
-        if rows.len() == 1 && !is_shared {
-            out[0] = Bench { level, crew: Crew::One, desk: &desks[0] }.sample(logits(first.logits), first);
+        let vocab = logits(first.logits).len();
+        let efforts = || rows.iter().map(|row| effort(row, vocab));
+        if lanes == 1 || efforts().sum::<usize>() < WORTH_SHARING {
+            let bench = Bench { level, crew: Crew::One, desk: &desks[0] };
+            rows.iter().zip(out).for_each(|(row, to)| *to = bench.sample(logits(row.logits), row));
             return;
         }
+        // Of rows that are no multiple of the lanes, the last are shared out if that is worth it.
+        let whole = rows.len() / lanes * lanes;
+        let is_shared = efforts().skip(whole).any(|effort| effort >= WORTH_SHARING);
+        let alone = if is_shared { whole } else { rows.len() };
         let out = Places::new(out);
-        let alone = if is_shared { rows.len() / lanes * lanes } else { rows.len() };
         team.run(&|member| {
             let bench = Bench { level, crew: Crew::One, desk: &desks[member.id] };
             for at in share(alone, 1, member.id, member.of) {
@@ -75,6 +83,13 @@ impl CpuSampler {
             }
         });
     }
+}
+
+/// About how long a row takes, in logits that are looked at in that time.
+fn effort(row: &SampleRow, vocab: usize) -> usize {
+    let weighs = row.sampling.temperature > 0.0 && !row.sampling.limits_count(vocab);
+    let weighings = usize::from(weighs) + usize::from(row.logprobs.is_some());
+    vocab.saturating_mul(1 + WEIGHING * weighings)
 }
 
 /// A slice of which lanes write disjoint elements.
@@ -212,7 +227,7 @@ impl Bench<'_> {
         debug_assert!(self.crew.leads());
         // SAFETY: only the leader calls it, when the crew has met after the desk was last written, and lets go of it
         // before the crew meets again.
-        unsafe { self.desk.reading(logits, max) }
+        unsafe { self.desk.reading(self.level, logits, max) }
     }
 }
 

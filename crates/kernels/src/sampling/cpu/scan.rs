@@ -1,6 +1,6 @@
-//! The two passes over a whole vocabulary.
+//! The passes over a whole vocabulary.
 
-use super::super::weights::Weights;
+use super::super::weights::{BUCKETS, Weights};
 use crate::cpu::{Isa, Kernel, WIDTH};
 
 /// Tokens whose greatest logit and whose weight are kept together.
@@ -80,15 +80,107 @@ impl Kernel for Weigh<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, _isa: I) {
-        let (weights, floor) = (self.weights, self.floor);
         for ((block, &max), sum) in self.logits.chunks(BLOCK).zip(self.maxes).zip(self.sums) {
-            *sum = 0;
-            if weights.vanish(max) || f64::from(max) < floor {
+            *sum = weight_of_block(block, max, self.weights, self.floor);
+        }
+    }
+}
+
+/// What the tokens of a block whose logits reach the floor weigh together.
+#[inline(always)]
+fn weight_of_block(block: &[f32], max: f32, weights: Weights, floor: f64) -> u64 {
+    let mut sum = 0u64;
+    if weights.vanish(max) || f64::from(max) < floor {
+        return sum;
+    }
+    for &logit in block {
+        let weight = weights.of(logit);
+        sum = sum.wrapping_add(if f64::from(logit) >= floor { weight } else { 0 });
+    }
+    sum
+}
+
+/// What all tokens whose logits reach the floor weigh together.
+pub(super) struct Total<'a> {
+    pub logits: &'a [f32],
+    pub maxes: &'a [f32],
+    pub weights: Weights,
+    pub floor: f32,
+}
+
+impl Kernel for Total<'_> {
+    type Out = u128;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _isa: I) -> u128 {
+        let mut total = 0;
+        for (block, &max) in self.logits.chunks(BLOCK).zip(self.maxes) {
+            total += u128::from(weight_of_block(block, max, self.weights, f64::from(self.floor)));
+        }
+        total
+    }
+}
+
+/// Goes through the blocks until the weights of tokens that come before this one in the order of likelihood, or are it, exceed
+/// the target. Tells the block and what is left of the target there.
+pub(super) struct Find<'a> {
+    pub logits: &'a [f32],
+    pub maxes: &'a [f32],
+    pub weights: Weights,
+    pub last_logit: f32,
+    pub last_token: u32,
+    pub target: u128,
+}
+
+impl Kernel for Find<'_> {
+    type Out = Option<(usize, u64)>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _isa: I) -> Option<(usize, u64)> {
+        let mut left = self.target;
+        for (at, (block, &max)) in self.logits.chunks(BLOCK).zip(self.maxes).enumerate() {
+            let weigh = |block: &[f32], floor: f32| {
+                u128::from(weight_of_block(block, max, self.weights, f64::from(floor)))
+            };
+            // Of tokens as likely as the last one those up to it count.
+            let tied = (self.last_token as usize + 1).saturating_sub(at * BLOCK).min(block.len());
+            let (before, after) = block.split_at(tied);
+            let weight = weigh(before, self.last_logit) + weigh(after, self.last_logit.next_up());
+            match left.checked_sub(weight) {
+                Some(rest) => left = rest,
+                None => return Some((at, left as u64)),
+            }
+        }
+        None
+    }
+}
+
+/// Adds the weights of all tokens to those of their buckets.
+pub(super) struct Spread<'a> {
+    pub logits: &'a [f32],
+    pub maxes: &'a [f32],
+    pub weights: Weights,
+    pub buckets: &'a mut [u64],
+}
+
+impl Kernel for Spread<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _isa: I) {
+        let buckets: &mut [u64; BUCKETS] = self.buckets.try_into().expect("there are as many buckets");
+        for (block, &max) in self.logits.chunks(BLOCK).zip(self.maxes) {
+            if self.weights.vanish(max) {
                 continue;
             }
-            for &logit in block {
-                let weight = weights.of(logit);
-                *sum = sum.wrapping_add(if f64::from(logit) >= floor { weight } else { 0 });
+            // First what vector code can do, then what it cannot.
+            let (mut parts, mut places) = ([0; BLOCK], [0; BLOCK]);
+            for ((part, place), &logit) in parts.iter_mut().zip(&mut places).zip(block) {
+                *part = self.weights.of(logit);
+                *place = self.weights.bucket(logit);
+            }
+            for (&part, &place) in parts.iter().zip(&places).take(block.len()) {
+                buckets[place as usize % BUCKETS] += part;
             }
         }
     }
