@@ -2,20 +2,22 @@
 
 use std::time::Instant;
 
-use exotherm_kernels::{Backend, Batch, Executor, Program};
+use exotherm_kernels::{BLOCK, Backend, Batch, Executor, Program};
 
 use crate::blocks::Books;
 use crate::config::EngineConfig;
 use crate::error::EngineError;
 use crate::request::{Event, Request, RequestId};
 use crate::sampling::Sampler;
-use crate::scheduler::{Plan, Scheduler};
+use crate::scheduler::{Plan, Scheduler, SchedulerStats, StateCopy};
 
 pub struct Engine {
-    scheduler: Scheduler,
+    pub(crate) scheduler: Scheduler,
     executor: Box<dyn Executor>,
     sampler: Sampler,
     batch: Batch,
+    /// The step that is under way.
+    plan: Option<Plan>,
     sampled: Vec<u32>,
     /// Floats from one row of logits to the next, and how many of them are tokens that may be given back.
     logits_width: usize,
@@ -32,14 +34,16 @@ impl Engine {
         backend: &dyn Backend,
         config: EngineConfig,
     ) -> Result<Engine, EngineError> {
-        let limits = config.limits(program)?;
+        let limits = config.limits(program, backend)?;
         let executor = backend.compile(program, &limits)?;
         let logits_width = program.buffer(program.logits()).width;
+        let tables = config.ctx.div_ceil(BLOCK).saturating_mul(config.max_seqs);
         Ok(Engine {
-            scheduler: Scheduler::new(program, &config, limits.blocks as u32),
+            scheduler: Scheduler::new(program, &config, &limits),
             executor,
             sampler: Sampler::default(),
-            batch: Batch::with_capacity(limits.rows, config.max_seqs, limits.blocks),
+            batch: Batch::with_capacity(limits.rows, config.max_seqs, tables.min(limits.blocks)),
+            plan: None,
             sampled: Vec::with_capacity(config.max_seqs),
             logits_width,
             choices: logits_width.min(program.vocab()),
@@ -48,40 +52,41 @@ impl Engine {
         })
     }
 
-    /// Queues a request. What cannot be done as asked is refused here; nothing is ever cut short silently.
+    /// Queues a request. What cannot be done as asked is refused here; nothing is ever cut short silently. Of a request
+    /// of several answers this is the name of the first (`RequestId::choice`).
     pub fn submit(&mut self, request: Request) -> Result<RequestId, EngineError> {
         self.scheduler.submit(request, Instant::now())
-    }
-
-    /// Continues a finished request that is held, a chat's next turn: what its state and the new prompt have
-    /// in common is not run again. `previous` is over when this succeeds and untouched when it does not.
-    pub fn submit_after(&mut self, previous: RequestId, request: Request) -> Result<RequestId, EngineError> {
-        self.scheduler.submit_after(previous, request, Instant::now())
     }
 
     /// Runs one step of everything that can run and tells what came of it. After an error the step's requests
     /// are over (the next step says so); the others go on.
     pub fn step(&mut self) -> Result<&[Event], EngineError> {
         self.events.clear();
-        if let Some(plan) = self.scheduler.plan(Instant::now()) {
-            if let Err(error) = self.run(&plan) {
-                self.scheduler.abandon(plan, Instant::now(), &mut self.pending_events);
-                return Err(error);
-            }
+        self.events.append(&mut self.pending_events);
+        let now = Instant::now();
+        self.scheduler.expire(now, &mut self.events);
+        self.plan = self.scheduler.plan(now);
+        if let Err(error) = self.run() {
+            self.fail_step();
+            return Err(error);
+        }
+        if let Some(plan) = self.plan.take() {
             self.scheduler.commit(plan, &self.sampled, Instant::now(), &mut self.events);
         }
-        self.events.append(&mut self.pending_events);
         Ok(&self.events)
     }
 
-    fn run(&mut self, plan: &Plan) -> Result<(), EngineError> {
+    fn run(&mut self) -> Result<(), EngineError> {
+        let Some(plan) = &self.plan else { return Ok(()) };
         self.scheduler.fill(plan, &mut self.batch);
+        copy_state(self.executor.as_mut(), plan.before());
         self.executor.run(&self.batch)?;
+        copy_state(self.executor.as_mut(), plan.after());
         self.sampled.clear();
-        let wanted = plan.rows().iter().filter(|row| row.wants_logits);
-        for (row, logits) in wanted.zip(self.executor.logits().chunks_exact(self.logits_width)) {
-            let sequence = self.scheduler.at(row.place);
-            let logits = &logits[..self.choices];
+        let logits = self.executor.logits();
+        for sample in plan.samples() {
+            let sequence = self.scheduler.at(sample.place);
+            let logits = &logits[sample.logits as usize * self.logits_width..][..self.choices];
             let token =
                 self.sampler.sample(&sequence.sampling, logits, sequence.prompt(), sequence.output())?;
             self.sampled.push(token);
@@ -89,15 +94,23 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends a request wherever it is, held ones too, and takes back all it has.
+    /// Ends the requests of a step that did not come to its end because something panicked on the way; the next step says
+    /// so. Where no step is under way nothing happens.
+    pub fn fail_step(&mut self) {
+        // What the step was to tell is told by the next.
+        self.pending_events.append(&mut self.events);
+        self.scheduler.abandon(self.plan.take(), Instant::now(), &mut self.pending_events);
+    }
+
+    /// Ends a request wherever it is and takes back all it has. Its full blocks can still be found by the requests after
+    /// it.
     pub fn cancel(&mut self, id: RequestId) {
         self.pending_events.extend(self.scheduler.cancel(id, Instant::now()));
     }
 
-    /// Ends a request early; where it asked to be held, it is, so that a chat can go on from what was said so
-    /// far.
-    pub fn interrupt(&mut self, id: RequestId) {
-        self.pending_events.extend(self.scheduler.interrupt(id, Instant::now()));
+    /// Forgets the beginnings of all requests that are over: the next ones run as if they were the first.
+    pub fn forget_prefixes(&mut self) {
+        self.scheduler.forget_prefixes();
     }
 
     /// Whether a step has nothing to do and nothing to tell.
@@ -109,6 +122,10 @@ impl Engine {
         self.scheduler.books()
     }
 
+    pub fn stats(&self) -> SchedulerStats {
+        self.scheduler.stats()
+    }
+
     /// The rows of the last step, for counting what it had to do.
     pub fn batch(&self) -> &Batch {
         &self.batch
@@ -117,5 +134,14 @@ impl Engine {
     /// The compiled program, for measuring it. Running it while requests are under way spoils their state.
     pub fn executor(&mut self) -> &mut dyn Executor {
         self.executor.as_mut()
+    }
+}
+
+fn copy_state(executor: &mut dyn Executor, copies: &[StateCopy]) {
+    for copy in copies {
+        match *copy {
+            StateCopy::Block { from, to } => executor.copy_block(from, to),
+            StateCopy::Slot { from, to } => executor.copy_slot(from, to),
+        }
     }
 }

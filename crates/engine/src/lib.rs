@@ -8,12 +8,17 @@ mod config;
 mod engine;
 mod error;
 pub mod evaluate;
+mod lru;
 pub mod perplexity;
+mod prefix;
 mod request;
 pub mod sampling;
 mod scheduler;
 pub mod selfcheck;
 mod sequence;
+#[cfg(test)]
+mod simulator;
+mod snapshots;
 
 pub use blocks::Books;
 pub use config::{EngineConfig, MemoryPlan};
@@ -22,3 +27,4 @@ pub use error::EngineError;
 pub use evaluate::Evaluator;
 pub use request::{Event, FinishReason, Request, RequestId, RequestStats};
 pub use sampling::Sampling;
+pub use scheduler::SchedulerStats;
