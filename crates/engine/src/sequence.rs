@@ -113,9 +113,9 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
-    /// Positions that it needs before it gets its next token but one; the last token of all is never run.
-    pub fn needs_soon(&self) -> usize {
-        (self.tokens.len() + 1).min(self.prompt_len + self.max_tokens - 1)
+    /// Positions that it needs before it has `more` tokens more; the last token of all is never run.
+    pub fn needs(&self, more: usize) -> usize {
+        (self.tokens.len() + more).min(self.prompt_len + self.max_tokens - 1)
     }
 
     /// The tokens of a full block.

@@ -162,7 +162,7 @@ impl Scheduler {
             return most;
         }
         let stride = self.sizes.snapshot_stride;
-        let next = if stride > 0 { (start / stride + 1) * stride } else { end };
+        let next = start.checked_div(stride).map_or(end, |strides| (strides + 1) * stride);
         let last = last_boundary(end);
         let cut = if last > start { next.min(last) } else { next };
         most.min(cut - start)
@@ -216,7 +216,7 @@ impl Scheduler {
         let chain = self.chain;
         let sequence = self.places[place as usize].as_mut().expect("a running sequence has its place");
         let is_tail = end == sequence.tokens.len();
-        if !is_tail && end != last_boundary(sequence.tokens.len()) && (stride == 0 || end % stride != 0) {
+        if !is_tail && end != last_boundary(sequence.tokens.len()) && !end.is_multiple_of(stride) {
             return;
         }
         let name = sequence.name(end / BLOCK - 1, chain);
@@ -331,15 +331,17 @@ impl Scheduler {
     }
 
     /// Whether there are blocks for a waiting sequence, of which `hits` are there already, beside what the running ones
-    /// still need for their prompts and a block for each to go on.
+    /// still need for their prompts and to go on for a while.
     fn has_room_for(&self, waiting: usize) -> bool {
         if !self.sizes.has_kv {
             return true;
         }
         let unheld = self.hits.iter().filter(|&&block| self.pool.holders(block) == 0).count();
-        let wanted = self.blocks_for(self.waiting[waiting].needs_soon()) - self.hits.len() + unheld;
-        let running = self.running.iter().map(|&place| self.at(place));
-        let promised = running.map(|s| 1 + self.blocks_for(s.tokens.len()).saturating_sub(s.blocks.len()));
+        let wanted = self.blocks_for(self.waiting[waiting].needs(1)) - self.hits.len() + unheld;
+        let promised = self.running.iter().map(|&place| {
+            let (needs, has) = (self.at(place).needs(BLOCK), self.at(place).blocks.len());
+            self.blocks_for(needs).saturating_sub(has) + usize::from(self.shares_next(place))
+        });
         wanted + promised.sum::<usize>() <= self.pool.available()
     }
 
