@@ -3,12 +3,25 @@
 
 mod common;
 
-use common::{Heard, alone, config, engine, greedy, hybrid, programs, rwkv, transformer};
+use common::{Heard, alone_on, config, engine_on, greedy, hybrid, programs, rwkv, transformer};
 use exotherm_engine::{Engine, EngineConfig, FinishReason, Request, RequestId, Sampling};
-use exotherm_kernels::reference::ReferenceBackend;
+use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::{BLOCK, Program};
 
 const CTX: usize = 160;
+
+/// The properties are tested on all backends.
+fn backend() -> CpuBackend {
+    CpuBackend::new(1)
+}
+
+fn engine(program: &Program, ctx: usize, max_seqs: usize, chunk: usize) -> Engine {
+    engine_on(&backend(), program, ctx, max_seqs, chunk)
+}
+
+fn alone(program: &Program, ctx: usize, request: &Request) -> Vec<u32> {
+    alone_on(&backend(), program, ctx, request)
+}
 
 fn text(n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| (i * i + 3 * i) % 23).collect()
@@ -73,7 +86,7 @@ fn what_differs_in_an_early_block_is_computed_anew_from_there() {
 fn states_are_remembered_at_every_stride() {
     for program in [rwkv(), hybrid()] {
         let config = EngineConfig { snapshot_stride: 32, snapshots: 8, ..config(CTX, 1, 48) };
-        let mut engine = Engine::new(&program, &ReferenceBackend, config).expect("it is small");
+        let mut engine = Engine::new(&program, &backend(), config).expect("it is small");
         run(&mut engine, &greedy(&text(100), 1));
         assert_eq!((engine.stats().snapshots, engine.stats().snapshots_total), (3, 8), "at 32, 64 and 96");
         let mut edited = text(100);
@@ -90,7 +103,7 @@ fn states_are_remembered_at_every_stride() {
 fn nothing_is_remembered_where_there_is_no_room_for_it() {
     let config = EngineConfig { snapshots: 0, ..config(CTX, 1, 48) };
     for program in [rwkv(), hybrid()] {
-        let mut engine = Engine::new(&program, &ReferenceBackend, config.clone()).expect("it is small");
+        let mut engine = Engine::new(&program, &backend(), config.clone()).expect("it is small");
         let request = greedy(&text(50), 5);
         for _ in 0..2 {
             assert_eq!(run(&mut engine, &request), (alone(&program, CTX, &request), 0));
@@ -181,7 +194,7 @@ fn a_sequence_that_made_room_says_the_same() {
     for program in [transformer(), hybrid()] {
         // Two of them do not fit to their ends, and each of them fits alone.
         let config = EngineConfig { blocks: Some(8), ..config(CTX, 3, 16) };
-        let mut engine = Engine::new(&program, &ReferenceBackend, config).expect("it is small");
+        let mut engine = Engine::new(&program, &backend(), config).expect("it is small");
         let mut heard = Heard::default();
         let requests: Vec<_> = (0..3).map(|i| choices(&text(20 + i), 1)).collect();
         let requests = requests.into_iter().map(|r| Request { max_tokens: 70, ..r });

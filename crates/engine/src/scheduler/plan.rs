@@ -188,7 +188,9 @@ impl Scheduler {
         self.plan_snapshot(place, end, plan);
         if wants_logits {
             plan.samples.push(Sample { logits: plan.logits, place });
-            self.plan_forks(place, plan, now);
+            if self.at(place).output().is_empty() {
+                self.plan_forks(place, plan, now);
+            }
             plan.logits += 1;
         }
     }

@@ -223,9 +223,10 @@ pub fn config(ctx: usize, max_seqs: usize, chunk: usize) -> EngineConfig {
     EngineConfig { max_seqs, chunk, ..EngineConfig::new(ctx) }
 }
 
-/// Every backend that is held to the same properties.
+/// Every backend that is held to the same properties. That threads change nothing is shown where the kernels are; here
+/// they would only wait for one another.
 pub fn backends() -> Vec<Box<dyn Backend>> {
-    vec![Box::new(ReferenceBackend), Box::new(CpuBackend::new(2))]
+    vec![Box::new(ReferenceBackend), Box::new(CpuBackend::new(1))]
 }
 
 pub fn engine(program: &Program, ctx: usize, max_seqs: usize, chunk: usize) -> Engine {
@@ -290,9 +291,16 @@ pub fn alone(program: &Program, ctx: usize, request: &Request) -> Vec<u32> {
 }
 
 pub fn alone_on(backend: &dyn Backend, program: &Program, ctx: usize, request: &Request) -> Vec<u32> {
-    let mut engine = engine_on(backend, program, ctx, 1, ctx);
+    alone_in(&mut engine_on(backend, program, ctx, 1, ctx), request)
+}
+
+/// The same in an engine that does nothing else and remembers nothing.
+pub fn alone_in(engine: &mut Engine, request: &Request) -> Vec<u32> {
+    assert!(engine.is_idle());
+    engine.forget_prefixes();
     let mut heard = Heard::default();
     let id = engine.submit(request.clone()).expect("the request is fine");
-    heard.finish(&mut engine);
+    heard.finish(engine);
+    assert_eq!(heard.ends[&id].1.cached_tokens, 0);
     heard.tokens(id)
 }
