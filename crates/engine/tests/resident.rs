@@ -13,6 +13,7 @@ const WIDTH: usize = 64;
 const VOCAB: usize = 60_000;
 const HEADS: usize = 40;
 const HEAD_DIM: usize = 64;
+const SEQUENCES: usize = 12;
 
 fn matrix(builder: &mut ProgramBuilder, name: &str, n_out: usize, n_in: usize) -> MatId {
     let mut state = n_out as u64;
@@ -59,16 +60,16 @@ fn what_is_in_use_is_what_was_planned() {
     let before = resident_bytes();
     let backend = CpuBackend::new(2);
     let program = program();
-    let config = EngineConfig { max_seqs: 8, ..EngineConfig::new(250) };
+    let config = EngineConfig { max_seqs: SEQUENCES, ..EngineConfig::new(250) };
     let plan = MemoryPlan::new(&program, &backend, &config);
     let mut engine = Engine::new(&program, &backend, config).expect("there is memory");
     drop(program);
-    for i in 0..8 {
-        let prompt = (0..248).map(|p| (p * p * 31 + i * 977) % VOCAB as u32).collect();
+    for i in 0..SEQUENCES {
+        let prompt = (0..248).map(|p| ((p * p * 31 + i * 977) % VOCAB) as u32).collect();
         engine.submit(Request::new(prompt, 2)).expect("it fits");
     }
     let mut ended = 0;
-    while ended < 8 {
+    while ended < SEQUENCES {
         for event in engine.step().expect("it runs") {
             if let Event::Finished { reason, .. } = event {
                 assert_eq!(*reason, FinishReason::Length);
@@ -77,8 +78,8 @@ fn what_is_in_use_is_what_was_planned() {
         }
     }
     let books = engine.books();
-    assert_eq!(books.free + books.cached, 8 * 16);
-    assert_eq!(books.cached, 8 * 15, "all but the last, unfilled blocks are remembered");
+    assert_eq!(books.free + books.cached, SEQUENCES * 16);
+    assert_eq!(books.cached, SEQUENCES * 15, "all but the last, unfilled blocks are remembered");
     let used = resident_bytes() - before;
     let off = used as f64 / plan.total() as f64 - 1.0;
     println!("{used} bytes are in use, planned were\n{plan}");

@@ -16,7 +16,7 @@ use crate::request::{Event, FinishReason, Request, RequestId};
 use crate::sampling::{Sampler, Sampling};
 use crate::scheduler::SchedulerStats;
 use crate::sequence::{Rank, Sequence};
-use model::{Fake, Fault, Seen, State, VOCAB, program};
+use model::{Fake, Fault, Omission, Seen, State, VOCAB, program};
 
 /// A splitmix64 stream.
 struct Numbers(u64);
@@ -91,7 +91,7 @@ struct Simulation {
 }
 
 impl Simulation {
-    fn new(seed: u64) -> Simulation {
+    fn new(seed: u64, omits: Omission) -> Simulation {
         let mut numbers = Numbers(seed);
         let state = [State::Kv, State::Recurrent, State::Both][numbers.below(3)];
         let ctx = 40 + numbers.below(60);
@@ -113,7 +113,8 @@ impl Simulation {
             ..EngineConfig::new(ctx)
         };
         let fault = Fault::default();
-        let mut engine = Engine::new(&program(state), &Fake(fault.clone()), config).expect("it is small");
+        let backend = Fake { fault: fault.clone(), omits };
+        let mut engine = Engine::new(&program(state), &backend, config).expect("it is small");
         if numbers.one_in(4) {
             // Five names for all beginnings.
             engine.scheduler.set_chain(|before, tokens| (before + u64::from(tokens[0])) % 5);
@@ -310,7 +311,7 @@ impl Simulation {
 fn a_million_steps() {
     let mut all = Seldom::default();
     for seed in 0..1000 {
-        let seldom = match catch_unwind(|| Simulation::new(seed).run(1000)) {
+        let seldom = match catch_unwind(|| Simulation::new(seed, Omission::Nothing).run(1000)) {
             Ok(seldom) => seldom,
             Err(panic) => {
                 eprintln!("seed {seed}");
@@ -330,4 +331,13 @@ fn a_million_steps() {
     for end in ["stop", "length", "deadline", "cancelled", "failed"] {
         assert!(all.ended.get(end).is_some_and(|&n| n > 100), "{end}: {all:?}");
     }
+}
+
+#[test]
+fn what_is_left_out_is_noticed() {
+    for omits in [Omission::BlockCopies, Omission::SlotCopies, Omission::LastPositions] {
+        let noticed = (0..100).any(|seed| catch_unwind(|| Simulation::new(seed, omits).run(200)).is_err());
+        assert!(noticed, "{omits:?}");
+    }
+    (0..10).for_each(|seed| drop(Simulation::new(seed, Omission::Nothing).run(200)));
 }

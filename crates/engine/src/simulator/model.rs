@@ -79,7 +79,20 @@ impl Fault {
     }
 }
 
-pub struct Fake(pub Fault);
+/// What a broken backend leaves out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Omission {
+    Nothing,
+    BlockCopies,
+    SlotCopies,
+    /// The last position of every span of several is not written.
+    LastPositions,
+}
+
+pub struct Fake {
+    pub fault: Fault,
+    pub omits: Omission,
+}
 
 impl Backend for Fake {
     fn name(&self) -> &'static str {
@@ -97,7 +110,8 @@ impl Backend for Fake {
             cells: vec![0; limits.blocks * BLOCK],
             slots: vec![Seen::default(); limits.slots],
             logits: Vec::new(),
-            fault: self.0.clone(),
+            fault: self.fault.clone(),
+            omits: self.omits,
         }))
     }
 }
@@ -109,6 +123,7 @@ struct FakeExecutor {
     slots: Vec<Seen>,
     logits: Vec<f32>,
     fault: Fault,
+    omits: Omission,
 }
 
 impl FakeExecutor {
@@ -131,7 +146,10 @@ impl FakeExecutor {
             let token = batch.tokens()[row];
             if has_kv {
                 kv = kv.and(token);
-                self.cells[FakeExecutor::cell(table, batch.positions()[row] as usize)] = kv.tokens;
+                let is_last = span.rows > 1 && row + 1 == span.row_range().end;
+                if !(is_last && self.omits == Omission::LastPositions) {
+                    self.cells[FakeExecutor::cell(table, batch.positions()[row] as usize)] = kv.tokens;
+                }
             }
             if is_recurrent {
                 state = state.and(token);
@@ -205,12 +223,17 @@ impl Executor for FakeExecutor {
     }
 
     fn copy_block(&mut self, from: u32, to: u32) {
+        if self.omits == Omission::BlockCopies {
+            return;
+        }
         let from = from as usize * BLOCK;
         self.cells.copy_within(from..from + BLOCK, to as usize * BLOCK);
     }
 
     fn copy_slot(&mut self, from: u32, to: u32) {
-        self.slots[to as usize] = self.slots[from as usize];
+        if self.omits != Omission::SlotCopies {
+            self.slots[to as usize] = self.slots[from as usize];
+        }
     }
 
     fn read(&self, _place: Place) -> Vec<f32> {
