@@ -115,13 +115,13 @@ impl EngineHandle {
             open: AtomicUsize::new(0),
             most_open,
             draining: AtomicBool::new(false),
-            stats: Mutex::new(EngineStats::new(engine.books())),
+            stats: Mutex::new(EngineStats { scheduler: engine.stats(), ..EngineStats::default() }),
             thread: Mutex::new(None),
         });
         let desk = Desk {
             active: HashMap::new(),
             fault: None,
-            stats: EngineStats::new(engine.books()),
+            stats: EngineStats::default(),
             shared: Arc::clone(&shared),
         };
         let driver = Driver { engine, inbox, desk };
@@ -279,21 +279,18 @@ impl Driver {
     fn step(&mut self) -> bool {
         let Driver { engine, desk, .. } = self;
         let begin = Instant::now();
-        // The engine itself catches what a program panics over, and only that step's requests fail. What arrives
-        // here went wrong among its own books.
         let stepped = catch_unwind(AssertUnwindSafe(move || {
             let engine = engine;
             engine.step()
         }));
         let now = Instant::now();
-        desk.stats.steps += 1;
         desk.stats.phases.step += now - begin;
         match stepped {
             Ok(Ok(events)) => events.iter().for_each(|event| desk.deliver(event, now)),
             Ok(Err(error)) => desk.fault = Some(error.to_string().into()),
             Err(panic) => {
                 desk.fault = Some(EngineError::panicked(&*panic).to_string().into());
-                return false;
+                return catch_unwind(AssertUnwindSafe(|| self.engine.fail_step())).is_ok();
             }
         }
         desk.stats.phases.deliver += now.elapsed();
@@ -302,8 +299,7 @@ impl Driver {
 
     fn publish(&mut self) {
         let stats = &mut self.desk.stats;
-        (stats.waiting, stats.running) = self.engine.load();
-        stats.books = self.engine.books();
+        stats.scheduler = self.engine.stats();
         *lock(&self.desk.shared.stats) = *stats;
     }
 }
@@ -356,13 +352,12 @@ impl Desk {
     }
 
     fn end(&mut self, mut active: Active, reason: FinishReason, stats: RequestStats) {
-        self.stats.prompt_tokens += stats.prompt_tokens as u64;
-        self.stats.cached_tokens += stats.cached_tokens as u64;
         let outcomes = &mut self.stats.outcomes;
         *match reason {
             FinishReason::Stop(_) => &mut outcomes.stop,
             FinishReason::Length => &mut outcomes.length,
             FinishReason::Cancelled => &mut outcomes.cancelled,
+            FinishReason::Deadline => &mut outcomes.late,
             FinishReason::Failed => &mut outcomes.failed,
         } += 1;
         let fault = self.fault.clone().filter(|_| reason == FinishReason::Failed);

@@ -9,11 +9,16 @@ mod engine;
 mod error;
 pub mod evaluate;
 pub mod handle;
+mod lru;
 pub mod perplexity;
+mod prefix;
 mod request;
 mod scheduler;
 pub mod selfcheck;
 mod sequence;
+#[cfg(test)]
+mod simulator;
+mod snapshots;
 pub mod stats;
 
 pub use blocks::Books;
@@ -24,3 +29,4 @@ pub use evaluate::Evaluator;
 pub use exotherm_kernels::sampling::{self, Sampling, SamplingError, TokenLogprob};
 pub use handle::EngineHandle;
 pub use request::{Event, FinishReason, Request, RequestId, RequestStats, TokenLogprobs};
+pub use scheduler::SchedulerStats;

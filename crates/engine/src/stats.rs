@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::blocks::Books;
+use crate::scheduler::SchedulerStats;
 
 /// Upper ends of a histogram's buckets, in seconds; one more bucket takes what is longer.
 pub const BUCKETS_S: [f64; 16] =
@@ -35,6 +35,8 @@ pub struct Outcomes {
     pub stop: u64,
     pub length: u64,
     pub cancelled: u64,
+    /// Those whose deadline passed.
+    pub late: u64,
     pub failed: u64,
     pub refused: u64,
 }
@@ -53,15 +55,9 @@ pub struct Phases {
 }
 
 /// A reading between two steps.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Default, Debug)]
 pub struct EngineStats {
-    pub waiting: usize,
-    pub running: usize,
-    pub books: Books,
-    pub steps: u64,
-    /// Tokens of the prompts of requests that are over, and how many of those needed no computing.
-    pub prompt_tokens: u64,
-    pub cached_tokens: u64,
+    pub scheduler: SchedulerStats,
     pub generated_tokens: u64,
     pub outcomes: Outcomes,
     /// From submission to the first token.
@@ -69,24 +65,6 @@ pub struct EngineStats {
     /// From a token to the next of the same request.
     pub between_tokens: Histogram,
     pub phases: Phases,
-}
-
-impl EngineStats {
-    pub(crate) fn new(books: Books) -> EngineStats {
-        EngineStats {
-            waiting: 0,
-            running: 0,
-            books,
-            steps: 0,
-            prompt_tokens: 0,
-            cached_tokens: 0,
-            generated_tokens: 0,
-            outcomes: Outcomes::default(),
-            first_token: Histogram::default(),
-            between_tokens: Histogram::default(),
-            phases: Phases::default(),
-        }
-    }
 }
 
 #[cfg(test)]

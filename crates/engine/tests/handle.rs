@@ -61,7 +61,7 @@ fn to_the_end(updates: &Receiver<Update>) -> (Vec<u32>, FinishReason, Option<Arc
 /// Waits until everything is free again.
 fn settled(handle: &EngineHandle) {
     let begin = Instant::now();
-    while handle.open() > 0 || handle.stats().books.used > 0 {
+    while handle.open() > 0 || handle.stats().scheduler.books.used > 0 {
         assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", handle.stats());
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -84,7 +84,10 @@ fn requests_from_many_threads_get_what_they_get_alone() {
     });
     settled(&handle);
     let stats = handle.stats();
-    assert_eq!((stats.outcomes.length, stats.generated_tokens, stats.prompt_tokens), (12, 12 * 9, 12 * 3));
+    assert_eq!(
+        (stats.outcomes.length, stats.generated_tokens, stats.scheduler.prompt_tokens),
+        (12, 12 * 9, 12 * 3)
+    );
     assert_eq!((stats.first_token.count(), stats.between_tokens.count()), (12, 12 * 8));
     handle.shut_down();
 }
@@ -146,6 +149,10 @@ impl Backend for Panics {
         "panics"
     }
 
+    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
+        ReferenceBackend.memory(program, limits)
+    }
+
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
         Ok(Box::new(PanicsThere(ReferenceBackend.compile(program, limits)?, self.0)))
     }
@@ -175,6 +182,14 @@ impl Executor for PanicsThere {
 
     fn memory(&self) -> MemoryUse {
         self.0.memory()
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) {
+        self.0.copy_block(from, to);
+    }
+
+    fn copy_slot(&mut self, from: u32, to: u32) {
+        self.0.copy_slot(from, to);
     }
 
     fn read(&self, place: Place) -> Vec<f32> {

@@ -58,6 +58,11 @@ impl ApiError {
         ApiError { retry_after, ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message) }
     }
 
+    fn queue_full(message: String) -> ApiError {
+        let retry_after = Some(Duration::from_secs(1));
+        ApiError { retry_after, ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message) }
+    }
+
     pub fn internal(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
     }
@@ -94,10 +99,13 @@ impl ApiError {
     pub fn from_engine(error: &EngineError, prompt: &'static str) -> ApiError {
         let message = error.to_string();
         match error {
-            EngineError::TooLong { .. } => ApiError::param(prompt, "context_length_exceeded", message),
+            EngineError::TooLong { .. } | EngineError::TooManyBlocks { .. } => {
+                ApiError::param(prompt, "context_length_exceeded", message)
+            }
             EngineError::EmptyPrompt | EngineError::Token { .. } => {
                 ApiError::param(prompt, "invalid_value", message)
             }
+            EngineError::QueueFull { .. } => ApiError::queue_full(message),
             EngineError::NothingToGenerate => ApiError::param("max_tokens", "invalid_value", message),
             EngineError::Sampling(SamplingError::Value { name, .. }) => {
                 ApiError::param(*name, "invalid_value", message)
@@ -113,10 +121,7 @@ impl ApiError {
     pub fn from_refusal(refusal: &Refusal, prompt: &'static str) -> ApiError {
         match refusal {
             Refusal::Request(error) => ApiError::from_engine(error, prompt),
-            Refusal::Full { .. } => ApiError {
-                retry_after: Some(Duration::from_secs(1)),
-                ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", refusal.to_string())
-            },
+            Refusal::Full { .. } => ApiError::queue_full(refusal.to_string()),
             Refusal::Draining => ApiError::unavailable("shutting_down", refusal.to_string()),
             Refusal::Gone => ApiError::internal(refusal.to_string()),
         }

@@ -1,14 +1,13 @@
 //! Answers while they are made: from the engine's tokens to text, choice by choice.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use exotherm_engine::handle::{Listener, Ticket, Update};
 use exotherm_engine::{FinishReason, Request, RequestStats, TokenLogprobs};
 use exotherm_tokenizer::{StopMatcher, Stream, Tokenizer};
 use tokio::sync::mpsc::{Receiver, channel};
-use tokio::time::{Instant, timeout_at};
 
 use crate::error::ApiError;
 use crate::params::Params;
@@ -78,7 +77,6 @@ pub struct Progress {
 pub struct Running {
     updates: Receiver<(usize, Update)>,
     pub choices: Vec<Choice>,
-    deadline: Option<Instant>,
     /// The parameter in which the prompts stood.
     prompt: &'static str,
 }
@@ -91,7 +89,7 @@ impl Running {
         prompt: &'static str,
         timeout: Option<Duration>,
     ) -> Result<Running, ApiError> {
-        let requests = requests(params, prompts);
+        let requests = requests(params, prompts, timeout.map(|timeout| Instant::now() + timeout));
         let (tell, updates) = channel(requests.len().saturating_mul(MOST_UNREAD));
         let listen = |(i, request)| {
             let tell = tell.clone();
@@ -102,8 +100,7 @@ impl Running {
         let tickets = params.model.handle.submit(submissions);
         let tickets = tickets.map_err(|refusal| ApiError::from_refusal(&refusal, prompt))?;
         let choices = tickets.into_iter().map(|ticket| Choice::new(params, ticket)).collect();
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let mut running = Running { updates, choices, deadline, prompt };
+        let mut running = Running { updates, choices, prompt };
         while !running.choices.iter().all(|choice| choice.is_accepted) {
             running.next().await?;
         }
@@ -116,16 +113,7 @@ impl Running {
 
     /// The next thing that happens.
     pub async fn next(&mut self) -> Result<Progress, ApiError> {
-        let received = match self.deadline {
-            None => self.updates.recv().await,
-            Some(deadline) => timeout_at(deadline, self.updates.recv()).await.map_err(|_| {
-                ApiError::new(
-                    StatusCode::GATEWAY_TIMEOUT,
-                    "timeout",
-                    "the answer took longer than --timeout allows",
-                )
-            })?,
-        };
+        let received = self.updates.recv().await;
         // Listeners are dropped early only by an engine that is gone, or when nobody read what they said.
         let update =
             received.ok_or_else(|| ApiError::unavailable("shutting_down", "the engine has stopped"))?;
@@ -157,17 +145,16 @@ impl Running {
     }
 }
 
-fn requests(params: &Params, prompts: &[Prompt]) -> Vec<Request> {
+fn requests(params: &Params, prompts: &[Prompt], deadline: Option<Instant>) -> Vec<Request> {
     let of_prompt = |prompt: &Prompt| {
         let room = params.model.handle.ctx().saturating_sub(prompt.ids.len()).max(1);
         Request {
-            prompt: prompt.ids.clone(),
-            max_tokens: params.max_tokens.unwrap_or(room),
             sampling: params.sampling.clone(),
             // The best of several are those whose tokens were the likeliest.
             logprobs: params.logprobs.or((params.best_of > params.n).then_some(0)),
             stop_tokens: if params.ignore_eos { Vec::new() } else { params.model.stop_tokens.clone() },
-            hold: false,
+            deadline,
+            ..Request::new(prompt.ids.clone(), params.max_tokens.unwrap_or(room))
         }
     };
     let choices = |prompt| {
@@ -240,6 +227,10 @@ impl Choice {
             _ if self.matcher.stopped() => Finish::Stop,
             FinishReason::Stop(_) => Finish::Stop,
             FinishReason::Length => Finish::Length,
+            FinishReason::Deadline => {
+                let message = "the answer took longer than --timeout allows";
+                return Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message));
+            }
             FinishReason::Failed => {
                 return Err(ApiError::internal(fault.unwrap_or("the engine failed over this request")));
             }

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use exotherm_engine::{EngineConfig, EngineHandle, MemoryPlan};
-use exotherm_kernels::KvType;
+use exotherm_kernels::{Backend, KvType, Program};
 use exotherm_server::{Config, Facts, ServedModel, Server};
 use exotherm_weights::store::DEFAULT_MODEL;
 
 use crate::Context;
-use crate::args::{ComputeArgs, QuantizeArg, kv_types, positive};
+use crate::args::{ComputeArgs, QuantizeArg, bytes, kv_types, positive};
 use crate::model::{self, LoadTimes};
 use crate::output::{self, UsageError, note};
 
@@ -47,6 +47,9 @@ pub struct Args {
     /// Requests that may wait beside those that run; more are sent away
     #[arg(long, value_name = "N", default_value_t = 64)]
     queue: usize,
+    /// Memory that a model may take in all (6G, 800M): less cache, and fewer requests at a time when they are long
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    memory: Option<usize>,
     /// How keys and values are stored
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_types())]
     kv_type: KvType,
@@ -179,10 +182,10 @@ fn load(args: &Args, cx: &Context, name: &str, model_name: &str) -> Result<Serve
     let mut checkpoint = model::open(cx, model_name)?;
     let model = model::record(&mut checkpoint, args.quantize.quantize)?;
     let ctx = model::context(&model.program, &model.info, args.ctx);
-    let config = EngineConfig { max_seqs: args.max_seqs, kv_type: args.kv_type, ..EngineConfig::new(ctx) };
-    note(format_args!("{name}: {} sequences of up to {ctx} tokens", args.max_seqs));
-    note(MemoryPlan::new(&model.program, &config));
     let (backend, level) = model::backend_and_level(&args.compute)?;
+    let config = engine_config(args, ctx, &model.program, &*backend)?;
+    note(format_args!("{name}: {} sequences of up to {ctx} tokens", args.max_seqs));
+    note(MemoryPlan::new(&model.program, &*backend, &config));
     let ready = model::make_ready(checkpoint, model.program, &*backend, config, LoadTimes::default())?;
     let facts = Facts {
         kv_type: args.kv_type.name().into(),
@@ -199,6 +202,21 @@ fn load(args: &Args, cx: &Context, name: &str, model_name: &str) -> Result<Serve
     }
     note(format_args!("{name}: ready after {:.2} s", begin.elapsed().as_secs_f64()));
     Ok(ServedModel::new(name.into(), handle, ready.tokenizer, ready.stop_tokens, facts))
+}
+
+fn engine_config(args: &Args, ctx: usize, program: &Program, backend: &dyn Backend) -> Result<EngineConfig> {
+    let config = EngineConfig {
+        max_seqs: args.max_seqs,
+        queue: args.queue,
+        kv_type: args.kv_type,
+        // One state at the end of each prompt and one that moves along with the answer.
+        snapshots: args.max_seqs.saturating_mul(2),
+        ..EngineConfig::serving(ctx)
+    };
+    match args.memory {
+        Some(bytes) => Ok(config.within(bytes, program, backend)?),
+        None => Ok(config),
+    }
 }
 
 /// Waits for Ctrl-C or SIGTERM, then for what is under way. While it waits, a second one ends the process.

@@ -35,6 +35,10 @@ impl Backend for Slow {
         "slow"
     }
 
+    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
+        ReferenceBackend.memory(program, limits)
+    }
+
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
         Ok(Box::new(SlowExecutor(ReferenceBackend.compile(program, limits)?, self.0)))
     }
@@ -64,6 +68,14 @@ impl Executor for SlowExecutor {
 
     fn memory(&self) -> MemoryUse {
         self.0.memory()
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) {
+        self.0.copy_block(from, to);
+    }
+
+    fn copy_slot(&mut self, from: u32, to: u32) {
+        self.0.copy_slot(from, to);
     }
 
     fn read(&self, place: Place) -> Vec<f32> {
@@ -118,7 +130,7 @@ fn talking_model(setup: &Setup, name: &str) -> ServedModel {
     let program = load(&mut checkpoint, &LoadOptions::default()).expect("a model").program;
     let tokenizer = Tokenizer::from_dir(checkpoint.dir()).expect("readable").expect("a tokenizer");
     let stop_tokens = tokenizer.end_of_generation().to_vec();
-    let config = EngineConfig { max_seqs: setup.max_seqs, ..EngineConfig::new(CTX) };
+    let config = EngineConfig { max_seqs: setup.max_seqs, queue: setup.queue, ..EngineConfig::serving(CTX) };
     let engine = Engine::new(&program, &Slow(setup.pause), config).expect("a small engine");
     let handle = EngineHandle::start(engine, setup.max_seqs + setup.queue).expect("a thread");
     let facts =
