@@ -21,7 +21,7 @@ use crate::stats::EngineStats;
 #[derive(Debug)]
 pub enum Update {
     Accepted,
-    Refused(EngineError),
+    Refused(Arc<EngineError>),
     /// Token number `index` of the answer.
     Token {
         token: u32,
@@ -95,9 +95,8 @@ enum Command {
 
 struct Submission {
     request: Request,
-    listener: Listener,
-    cancelled: Arc<AtomicBool>,
-    submitted: Instant,
+    /// Of each of its choices.
+    choices: Vec<Active>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -130,24 +129,29 @@ impl EngineHandle {
         Ok(EngineHandle { commands, shared })
     }
 
-    /// Queues requests, all of them or none. What can be seen to be wrong without the engine is refused here, the
-    /// rest by the first update, before the engine's next step.
-    pub fn submit(&self, requests: Vec<(Request, Listener)>) -> Result<Vec<Ticket>, Refusal> {
+    /// Queues requests, all of them or none, each with a listener for every one of its choices (so many are its `n`);
+    /// gives a ticket for each of these. What can be seen to be wrong without the engine is refused here, the rest by
+    /// the first update, before the engine's next step.
+    pub fn submit(&self, requests: Vec<(Request, Vec<Listener>)>) -> Result<Vec<Ticket>, Refusal> {
         let shared = &*self.shared;
         if shared.draining.load(Ordering::Acquire) {
             return Err(Refusal::Draining);
         }
         requests.iter().try_for_each(|(request, _)| request.check(shared.ctx, shared.vocab))?;
-        let (more, most) = (requests.len(), shared.most_open);
+        let (more, most) = (requests.iter().map(|(_, listeners)| listeners.len()).sum(), shared.most_open);
         let room = |open: usize| open.checked_add(more).filter(|&open| open <= most);
         let counted = shared.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, room);
         counted.map_err(|open| Refusal::Full { open, most })?;
-        let submitted = Instant::now();
-        let submission = |(request, listener)| {
-            let cancelled = Arc::new(AtomicBool::new(false));
-            (Ticket(Arc::clone(&cancelled)), Submission { request, listener, cancelled, submitted })
+        let now = Instant::now();
+        let mut tickets = Vec::with_capacity(more);
+        let submission = |(mut request, listeners): (Request, Vec<Listener>)| {
+            request.n = listeners.len();
+            let choices: Vec<Active> =
+                listeners.into_iter().map(|listener| Active::new(listener, now)).collect();
+            tickets.extend(choices.iter().map(|choice| Ticket(Arc::clone(&choice.cancelled))));
+            Submission { request, choices }
         };
-        let (tickets, submissions) = requests.into_iter().map(submission).unzip();
+        let submissions = requests.into_iter().map(submission).collect();
         match self.commands.send(Command::Submit(submissions)) {
             Ok(()) => Ok(tickets),
             Err(_) => {
@@ -204,7 +208,7 @@ impl EngineHandle {
     }
 }
 
-/// A request that the engine has.
+/// A choice of a request that the engine has.
 struct Active {
     listener: Listener,
     cancelled: Arc<AtomicBool>,
@@ -263,10 +267,8 @@ impl Driver {
     fn obey(&mut self, command: Command) -> bool {
         match command {
             Command::Submit(submissions) => {
-                for submission in submissions {
-                    let Submission { request, listener, cancelled, submitted } = submission;
-                    let active = Active { listener, cancelled, submitted, last_token: None };
-                    self.desk.begin(self.engine.submit(request), active);
+                for Submission { request, choices } in submissions {
+                    self.desk.begin(self.engine.submit(request), choices);
                 }
             }
             Command::CancelAll => self.desk.active.keys().for_each(|&id| self.engine.cancel(id)),
@@ -314,16 +316,21 @@ struct Desk {
 }
 
 impl Desk {
-    fn begin(&mut self, submitted: Result<RequestId, EngineError>, mut active: Active) {
+    fn begin(&mut self, submitted: Result<RequestId, EngineError>, choices: Vec<Active>) {
         match submitted {
             Ok(id) => {
-                active.tell(Update::Accepted);
-                self.active.insert(id, active);
+                for (i, mut choice) in choices.into_iter().enumerate() {
+                    choice.tell(Update::Accepted);
+                    self.active.insert(id.choice(i), choice);
+                }
             }
             Err(error) => {
-                self.stats.outcomes.refused += 1;
-                active.tell(Update::Refused(error));
-                self.shared.open.fetch_sub(1, Ordering::AcqRel);
+                let error = Arc::new(error);
+                for mut choice in choices {
+                    self.stats.outcomes.refused += 1;
+                    choice.tell(Update::Refused(Arc::clone(&error)));
+                    self.shared.open.fetch_sub(1, Ordering::AcqRel);
+                }
             }
         }
     }
@@ -374,6 +381,10 @@ impl Desk {
 }
 
 impl Active {
+    fn new(listener: Listener, submitted: Instant) -> Active {
+        Active { listener, cancelled: Arc::default(), submitted, last_token: None }
+    }
+
     fn tell(&mut self, update: Update) {
         if !(self.listener)(update) {
             self.cancelled.store(true, Ordering::Release);

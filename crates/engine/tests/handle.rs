@@ -3,13 +3,13 @@
 mod common;
 
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{alone, config, greedy, transformer};
 use exotherm_engine::handle::{EngineHandle, Listener, Refusal, Ticket, Update};
-use exotherm_engine::{Engine, EngineError, FinishReason, Request};
+use exotherm_engine::{Engine, EngineError, FinishReason, Request, Sampling};
 use exotherm_kernels::reference::ReferenceBackend;
 use exotherm_kernels::{
     Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program, SampleRow, Sampled,
@@ -23,9 +23,10 @@ fn handle(most_open: usize) -> EngineHandle {
 }
 
 /// A request and where its updates can be heard.
-fn heard(request: Request) -> ((Request, Listener), Receiver<Update>) {
+fn heard(request: Request) -> ((Request, Vec<Listener>), Receiver<Update>) {
     let (tell, updates) = channel();
-    ((request, Box::new(move |update| tell.send(update).is_ok())), updates)
+    let listener: Listener = Box::new(move |update| tell.send(update).is_ok());
+    ((request, vec![listener]), updates)
 }
 
 fn submit(handle: &EngineHandle, request: Request) -> (Ticket, Receiver<Update>) {
@@ -89,6 +90,25 @@ fn requests_from_many_threads_get_what_they_get_alone() {
         (12, 12 * 9, 12 * 3)
     );
     assert_eq!((stats.first_token.count(), stats.between_tokens.count()), (12, 12 * 8));
+    handle.shut_down();
+}
+
+#[test]
+fn choices_of_a_request_have_listeners_of_their_own() {
+    let handle = handle(64);
+    let sampling = Sampling { temperature: 1.0, seed: 5, ..Sampling::default() };
+    let request = Request { sampling: sampling.clone(), ..greedy(&[1, 2, 3], 8) };
+    let (tells, heard): (Vec<_>, Vec<_>) = (0..3).map(|_| channel()).unzip();
+    let listener = |tell: Sender<Update>| -> Listener { Box::new(move |update| tell.send(update).is_ok()) };
+    let listeners = tells.into_iter().map(listener).collect();
+    let tickets = handle.submit(vec![(request.clone(), listeners)]).expect("there is room");
+    assert_eq!(tickets.len(), 3);
+    for (i, updates) in heard.iter().enumerate() {
+        let sampling = Sampling { seed: 5 + i as u64, ..sampling.clone() };
+        let expected = alone(&transformer(), CTX, &Request { sampling, ..request.clone() });
+        assert_eq!(to_the_end(updates).0, expected, "choice {i}");
+    }
+    settled(&handle);
     handle.shut_down();
 }
 
@@ -234,7 +254,7 @@ fn a_handle_is_free_to_move() {
         *counter.lock().expect("no panic") += 1;
         true
     });
-    let tickets = handle.submit(vec![(greedy(&[1], 3), listener)]).expect("there is room");
+    let tickets = handle.submit(vec![(greedy(&[1], 3), vec![listener])]).expect("there is room");
     settled(&handle);
     assert_eq!(*seen.lock().expect("no panic"), 5, "accepted, three tokens, finished");
     drop(tickets);

@@ -79,7 +79,7 @@ pub async fn read(
     loop {
         let frame = timeout_at(deadline, body.frame()).await.map_err(|_| {
             ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not come in time")
-                .with_header(header::CONNECTION, "close")
+                .with_header("connection", "close")
         })?;
         let Some(frame) = frame else { return Ok(received) };
         let frame = frame.map_err(|e| ApiError::bad("broken_body", format!("the body broke off: {e}")))?;

@@ -1,7 +1,6 @@
 //! Refusals, in the shape that OpenAI's clients read.
 
 use std::borrow::Cow;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
@@ -17,8 +16,9 @@ pub struct ApiError {
     /// The parameter that is at fault, as a path into the request's JSON.
     pub param: Option<String>,
     pub code: Option<&'static str>,
-    pub retry_after: Option<Duration>,
-    pub header: Option<(header::HeaderName, HeaderValue)>,
+    /// Whether it is worth trying again soon.
+    pub retry: bool,
+    pub header: Option<(&'static str, &'static str)>,
 }
 
 impl ApiError {
@@ -28,7 +28,7 @@ impl ApiError {
             message: message.into(),
             param: None,
             code: Some(code),
-            retry_after: None,
+            retry: false,
             header: None,
         }
     }
@@ -48,19 +48,17 @@ impl ApiError {
         self
     }
 
-    pub fn with_header(mut self, name: header::HeaderName, value: &'static str) -> ApiError {
-        self.header = Some((name, HeaderValue::from_static(value)));
+    pub fn with_header(mut self, name: &'static str, value: &'static str) -> ApiError {
+        self.header = Some((name, value));
         self
     }
 
     pub fn unavailable(code: &'static str, message: impl Into<String>) -> ApiError {
-        let retry_after = Some(Duration::from_secs(1));
-        ApiError { retry_after, ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message) }
+        ApiError { retry: true, ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message) }
     }
 
     fn queue_full(message: String) -> ApiError {
-        let retry_after = Some(Duration::from_secs(1));
-        ApiError { retry_after, ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message) }
+        ApiError { retry: true, ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message) }
     }
 
     pub fn internal(message: impl Into<String>) -> ApiError {
@@ -86,11 +84,11 @@ impl ApiError {
     pub fn response(&self) -> Response<Body> {
         let mut response = json_response(self.status, self.body().to_string());
         let headers = response.headers_mut();
-        if let Some(wait) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        if self.retry {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        if let Some((name, value)) = &self.header {
-            headers.insert(name, value.clone());
+        if let Some((name, value)) = self.header {
+            headers.insert(name, HeaderValue::from_static(value));
         }
         response
     }

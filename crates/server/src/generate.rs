@@ -89,14 +89,18 @@ impl Running {
         prompt: &'static str,
         timeout: Option<Duration>,
     ) -> Result<Running, ApiError> {
-        let requests = requests(params, prompts, timeout.map(|timeout| Instant::now() + timeout));
-        let (tell, updates) = channel(requests.len().saturating_mul(MOST_UNREAD));
-        let listen = |(i, request)| {
+        let count = prompts.len().saturating_mul(params.best_of);
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let (tell, updates) = channel(count.saturating_mul(MOST_UNREAD));
+        let listener = |i: usize| -> Listener {
             let tell = tell.clone();
-            let listener: Listener = Box::new(move |update| tell.try_send((i, update)).is_ok());
-            (request, listener)
+            Box::new(move |update| tell.try_send((i, update)).is_ok())
         };
-        let submissions = requests.into_iter().enumerate().map(listen).collect();
+        let submission = |(i, prompt)| {
+            let first = i * params.best_of;
+            (request(params, prompt, deadline), (first..first + params.best_of).map(listener).collect())
+        };
+        let submissions = prompts.iter().enumerate().map(submission).collect();
         let tickets = params.model.handle.submit(submissions);
         let tickets = tickets.map_err(|refusal| ApiError::from_refusal(&refusal, prompt))?;
         let choices = tickets.into_iter().map(|ticket| Choice::new(params, ticket)).collect();
@@ -145,27 +149,16 @@ impl Running {
     }
 }
 
-fn requests(params: &Params, prompts: &[Prompt], deadline: Option<Instant>) -> Vec<Request> {
-    let of_prompt = |prompt: &Prompt| {
-        let room = params.model.handle.ctx().saturating_sub(prompt.ids.len()).max(1);
-        Request {
-            sampling: params.sampling.clone(),
-            // The best of several are those whose tokens were the likeliest.
-            logprobs: params.logprobs.or((params.best_of > params.n).then_some(0)),
-            stop_tokens: if params.ignore_eos { Vec::new() } else { params.model.stop_tokens.clone() },
-            deadline,
-            ..Request::new(prompt.ids.clone(), params.max_tokens.unwrap_or(room))
-        }
-    };
-    let choices = |prompt| {
-        let request = of_prompt(prompt);
-        (0..params.best_of).map(move |i| {
-            let mut request = request.clone();
-            request.sampling.seed = request.sampling.seed.wrapping_add(i as u64);
-            request
-        })
-    };
-    prompts.iter().flat_map(choices).collect()
+fn request(params: &Params, prompt: &Prompt, deadline: Option<Instant>) -> Request {
+    let room = params.model.handle.ctx().saturating_sub(prompt.ids.len()).max(1);
+    Request {
+        sampling: params.sampling.clone(),
+        // The best of several are those whose tokens were the likeliest.
+        logprobs: params.logprobs.or((params.best_of > params.n).then_some(0)),
+        stop_tokens: if params.ignore_eos { Vec::new() } else { params.model.stop_tokens.clone() },
+        deadline,
+        ..Request::new(prompt.ids.clone(), params.max_tokens.unwrap_or(room))
+    }
 }
 
 impl Choice {

@@ -42,7 +42,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 
 fn refused(message: &str) -> ApiError {
     ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
-        .with_header(header::WWW_AUTHENTICATE, "Bearer")
+        .with_header("www-authenticate", "Bearer")
 }
 
 /// Which web pages may use the server through a browser: its own, and those of the origins allowed.

@@ -73,6 +73,9 @@ pub fn render(counters: &Counters, models: Option<&Models>) -> String {
 
 type Labelled = (&'static str, fn(&EngineStats) -> f64);
 
+/// A histogram's name and help, and where it is.
+type Timed = (&'static str, &'static str, fn(&EngineStats) -> &Histogram);
+
 /// A family of samples: name, kind, help, the label that tells them apart, and the samples.
 type Family = (&'static str, &'static str, &'static str, &'static str, &'static [Labelled]);
 
@@ -170,11 +173,11 @@ fn engine(read: &[(String, EngineStats)], text: &mut Text) {
             }
         }
     }
-    let histograms: [(&str, &str, fn(&EngineStats) -> &Histogram); 2] = [
+    const HISTOGRAMS: [Timed; 2] = [
         ("exotherm_time_to_first_token_seconds", "From a request to its first token", |s| &s.first_token),
         ("exotherm_time_between_tokens_seconds", "From a token to the next", |s| &s.between_tokens),
     ];
-    for (name, help, histogram) in histograms {
+    for (name, help, histogram) in HISTOGRAMS {
         text.family(name, "histogram", help);
         for (model, stats) in read {
             text.histogram(name, model, histogram(stats));

@@ -130,9 +130,9 @@ fn stop_strings_end_an_answer_wherever_tokens_begin() {
 fn equal_seeds_give_equal_bytes_alone_and_among_sixteen() {
     let served = Served::new();
     let ask = |i: u64| {
-        let extra = json!({ "seed": i % 4, "messages": [user(&format!("question {}", i % 4))], "stream": i % 2 == 0 });
+        let extra = json!({ "seed": i % 4, "messages": [user(&format!("question {}", i % 4))], "stream": i.is_multiple_of(2) });
         let reply = served.chat(&seeded(&extra));
-        if i % 2 == 0 { joined(&reply.events(), 0) } else { content(&reply.fine()).to_string() }
+        if i.is_multiple_of(2) { joined(&reply.events(), 0) } else { content(&reply.fine()).to_string() }
     };
     let alone: Vec<String> = (0..4).map(ask).collect();
     let together: Vec<String> = std::thread::scope(|scope| {
@@ -305,4 +305,23 @@ fn the_best_of_several_are_the_likeliest() {
     assert_eq!(texts, [&made[0]["text"], &made[1]["text"]]);
     assert_eq!((&best["choices"][1]["index"], &best["choices"][0]["logprobs"]), (&json!(1), &Value::Null));
     assert_eq!(best["usage"]["completion_tokens"], 48);
+}
+
+#[test]
+fn a_beginning_that_was_read_before_is_not_read_again_and_changes_nothing() {
+    let served = Served::new();
+    let long = "a question that fills some blocks of sixteen positions each, ".repeat(2);
+    let request = seeded(&json!({ "messages": [user(&long)], "max_tokens": 20, "receipt": true }));
+    let first = served.chat(&request).fine();
+    let second = served.chat(&request).fine();
+    assert_eq!(content(&second), content(&first));
+    assert_eq!(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    let cached = second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a count");
+    assert!(cached >= 112 && cached.is_multiple_of(16), "{second}");
+    assert_eq!(
+        (&second["timings"]["cached_tokens"], &second["receipt"]["cached_tokens"][0]),
+        (&json!(cached), &json!(cached))
+    );
+    assert!(served.metric("exotherm_prefix_hit_ratio{model=\"tiny\"}") > 0.3);
+    assert!(served.metric("exotherm_kv_blocks{model=\"tiny\",state=\"cached\"}") > 0.0);
 }
