@@ -1,5 +1,6 @@
 //! The project's own chores. `cargo xtask test` is what CI runs.
 
+mod clients;
 mod golden;
 mod peers;
 mod python;
@@ -17,7 +18,8 @@ Usage: cargo xtask <COMMAND>
 
 Commands:
   test [--offline] [--heavy]  format check, clippy, tidy checks and all tests, after fetching what they need
-                              --offline  leave out the tests on real weights (and say so)
+                              --offline  leave out what needs a network: tests on real weights, and the server under
+                                         OpenAI's Python client (and say so)
                               --heavy    also the tests on gemma3-270m, 253 MB
   tidy                        the checks of the source tree alone: lengths, layering, words that must not be there
   golden [FILTER]             make the golden models and vectors anew in a Python environment of their own
@@ -110,7 +112,20 @@ fn test(options: TestOptions) -> Result<()> {
             println!("SKIPPED: tests on gemma3-270m (--heavy runs them)");
         }
     }
-    step("tests", &mut cargo(&["test", "--workspace", "--features", features]))
+    step("tests", &mut cargo(&["test", "--workspace", "--features", features]))?;
+    if options.offline {
+        println!("SKIPPED: the server under OpenAI's client (--offline)");
+        return Ok(());
+    }
+    step("the binary", &mut cargo(&["build", "--quiet", "--package", "exotherm-cli"]))?;
+    say("the server under OpenAI's client");
+    clients::openai(&root(), &development_binary(), "smollm2")
+}
+
+/// Where cargo puts the binary that it builds for development.
+fn development_binary() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    root().join(target).join("debug").join(format!("exotherm{}", std::env::consts::EXE_SUFFIX))
 }
 
 /// Puts a model into the user's model cache, which the tests on real weights read.

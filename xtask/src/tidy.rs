@@ -19,7 +19,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("kernels", &["tensor"]),
     ("models", &["tensor", "kernels", "weights"]),
     ("engine", &["kernels"]),
-    ("cli", &["tensor", "kernels", "weights", "models", "engine", "tokenizer", "observe"]),
+    ("server", &["engine", "tokenizer", "observe"]),
+    ("cli", &["tensor", "kernels", "weights", "models", "engine", "tokenizer", "observe", "server"]),
 ];
 
 /// Where `unsafe` may stand.

@@ -193,6 +193,18 @@ pub fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A size in bytes, or with K, M, G or T in steps of 1024.
+pub fn bytes(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text[digits.len()..].to_ascii_uppercase();
+    let power = ["", "K", "M", "G", "T"].iter().position(|known| unit.trim_end_matches(['B', 'I']) == *known);
+    let number: Option<f64> = digits.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0);
+    match (number, power) {
+        (Some(number), Some(power)) => Ok((number * 1024f64.powi(power as i32)) as usize),
+        _ => Err("a size is expected, such as 800M or 6G".into()),
+    }
+}
+
 /// A count of at least 1.
 pub fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
@@ -212,6 +224,14 @@ mod tests {
         for wrong in ["", "1,,2", "1,x", "-1", "4294967296", "1,"] {
             assert!(wrong.parse::<Numbers<u32>>().is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        let sizes = [("7", 7), ("2K", 2048), ("1.5m", 3 << 19), ("6GiB", 6 << 30), ("1TB", 1 << 40)];
+        sizes.iter().for_each(|(text, size)| assert_eq!(bytes(text), Ok(*size), "{text}"));
+        let wrong = ["", "G", "-1", "0", "1X", "inf", "nan", "1 G"];
+        wrong.iter().for_each(|wrong| assert!(bytes(wrong).is_err(), "{wrong:?}"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use exotherm_engine::{Engine, Event, FinishReason, Request, RequestId, RequestStats};
+use exotherm_engine::{Engine, Event, FinishReason, Request, RequestStats};
 use exotherm_tokenizer::{StopMatcher, Tokenizer};
 
 use crate::interrupt::Interrupt;
@@ -32,7 +32,6 @@ impl Reason {
 }
 
 pub struct Answer {
-    pub id: RequestId,
     pub text: String,
     pub tokens: Vec<u32>,
     pub reason: Reason,
@@ -49,22 +48,13 @@ pub struct Watcher<'a> {
     pub show: &'a mut dyn FnMut(&str) -> Result<()>,
 }
 
-/// Runs a request to its end. `previous` is the held request of the turn before.
-pub fn answer(
-    engine: &mut Engine,
-    request: Request,
-    previous: Option<RequestId>,
-    watcher: &mut Watcher,
-) -> Result<Answer> {
-    let id = match previous {
-        Some(previous) => engine.submit_after(previous, request)?,
-        None => engine.submit(request)?,
-    };
+/// Runs a request to its end.
+pub fn answer(engine: &mut Engine, request: Request, watcher: &mut Watcher) -> Result<Answer> {
+    let id = engine.submit(request)?;
     let mut running = Running {
         stream: watcher.tokenizer.stream(),
         matcher: StopMatcher::new(watcher.stops.iter().cloned()),
         answer: Answer {
-            id,
             text: String::new(),
             tokens: Vec::new(),
             reason: Reason::End,
@@ -76,7 +66,7 @@ pub fn answer(
     let watched = watcher.interrupt.watch();
     while running.finished.is_none() {
         if watcher.interrupt.pressed() || running.matcher.stopped() {
-            engine.interrupt(id);
+            engine.cancel(id);
         }
         // A step may still tell of an earlier request that failed.
         let is_ours = |event: &&Event| matches!(event, Event::Token { id: of, .. } | Event::Finished { id: of, .. } if *of == id);
@@ -89,7 +79,7 @@ pub fn answer(
 }
 
 struct Running<'a> {
-    stream: exotherm_tokenizer::Stream<'a>,
+    stream: exotherm_tokenizer::Stream<&'a Tokenizer>,
     matcher: StopMatcher,
     answer: Answer,
     finished: Option<FinishReason>,
@@ -126,7 +116,9 @@ impl Running<'_> {
         self.answer.reason = match self.finished {
             _ if self.matcher.stopped() => Reason::Stop,
             Some(FinishReason::Length) => Reason::Length,
-            Some(FinishReason::Cancelled | FinishReason::Failed) => Reason::Interrupted,
+            Some(FinishReason::Cancelled | FinishReason::Deadline | FinishReason::Failed) => {
+                Reason::Interrupted
+            }
             Some(FinishReason::Stop(_)) | None => Reason::End,
         };
         Ok(self.answer)

@@ -30,6 +30,7 @@ const EXAMPLES: &str = "\
 Examples:
   exotherm run \"Why is the sky blue?\"          the default model, fetched once
   exotherm run model.gguf                      chat with a model
+  exotherm serve model.gguf                    answer over HTTP, as OpenAI does
   exotherm COMMAND --help                      options and examples of a command
 
 MODEL is a known name (`exotherm models`), a path to a .gguf or .safetensors file,
@@ -38,6 +39,7 @@ a folder with config.json and safetensors, or hf:org/repo[@revision][/file].";
 #[derive(Subcommand)]
 enum Command {
     Run(Box<commands::run::Args>),
+    Serve(Box<commands::serve::Args>),
     Pull(commands::pull::Args),
     Models(commands::models::Args),
     Inspect(commands::inspect::Args),
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
 fn run(command: Command, cx: &Context) -> anyhow::Result<()> {
     match command {
         Command::Run(args) => commands::run::run(&args, cx),
+        Command::Serve(args) => commands::serve::run(&args, cx),
         Command::Pull(args) => commands::pull::run(&args, cx),
         Command::Models(args) => commands::models::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args, cx),

@@ -10,7 +10,7 @@ use exotherm_engine::Engine;
 use exotherm_engine::EngineConfig;
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{Backend, Program};
+use exotherm_kernels::{BLOCK, Backend, KvType, Program};
 use exotherm_models::{LoadOptions, Model, ModelInfo, load};
 use exotherm_tensor::DType;
 use exotherm_tokenizer::{GgufVocab, Tokenizer};
@@ -163,8 +163,17 @@ fn has_float_matrix(checkpoint: &Checkpoint) -> bool {
 
 /// What computes, telling what its attention took if `RUST_LOG` asks for that.
 pub fn backend(args: &ComputeArgs) -> Result<Box<dyn Backend>> {
-    Ok(traced(match args.backend {
-        BackendKind::Cpu => Box::new(cpu_backend(args.threads(), &args.isa)?),
+    backend_and_level(args).map(|(backend, _)| backend)
+}
+
+/// The same, and with which instructions it computes.
+pub fn backend_and_level(args: &ComputeArgs) -> Result<(Box<dyn Backend>, &'static str)> {
+    let (backend, level): (Box<dyn Backend>, _) = match args.backend {
+        BackendKind::Cpu => {
+            let backend = cpu_backend(args.threads(), &args.isa)?;
+            let level = backend.level();
+            (Box::new(backend), level)
+        }
         BackendKind::Reference => {
             if args.isa.isa.is_some() {
                 let why =
@@ -172,9 +181,10 @@ pub fn backend(args: &ComputeArgs) -> Result<Box<dyn Backend>> {
                 return Err(output::UsageError(why.into()).into());
             }
             args.note_if_unused();
-            Box::new(ReferenceBackend)
+            (Box::new(ReferenceBackend), "scalar")
         }
-    }))
+    };
+    Ok((traced(backend), level))
 }
 
 /// The same, but for raw numbers: activations that meet weights which are floats stay as they are unless a level that
@@ -260,6 +270,17 @@ pub fn logit_rows(program: &Program) -> usize {
     const BYTES: usize = 64 << 20;
     let width = program.buffer(program.logits()).width;
     (BYTES / (4 * width.max(1))).max(1)
+}
+
+/// So many tokens or, where they end within a block, those to its end: what the engine remembers to the last token.
+pub fn whole_blocks(tokens: usize) -> usize {
+    tokens.checked_next_multiple_of(BLOCK).unwrap_or(tokens)
+}
+
+/// An engine for measuring: it can remember each sequence's context while another phase runs, and nothing on the way to it.
+pub fn measured_config(ctx: usize, batch: usize, kv_type: KvType) -> EngineConfig {
+    let snapshots = batch.saturating_mul(2);
+    EngineConfig { kv_type, max_seqs: batch, snapshots, snapshot_stride: 0, ..EngineConfig::new(ctx) }
 }
 
 /// Ids all over a vocabulary, always the same: for measuring and checking where no text is needed.

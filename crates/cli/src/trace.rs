@@ -32,6 +32,10 @@ impl Backend for Traced {
         self.0.activations()
     }
 
+    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
+        self.0.memory(program, limits)
+    }
+
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
         let mut inner = self.0.compile(program, limits)?;
         inner.set_profiling(true);
@@ -67,6 +71,14 @@ impl Executor for TracedExecutor {
 
     fn memory(&self) -> MemoryUse {
         self.inner.memory()
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) {
+        self.inner.copy_block(from, to);
+    }
+
+    fn copy_slot(&mut self, from: u32, to: u32) {
+        self.inner.copy_slot(from, to);
     }
 
     /// Profiling stays on: the next step is told of too.

@@ -64,14 +64,16 @@ fn work_is_counted_from_the_program() {
     let weights = number(&bench["weight_bytes_per_token"]);
     let read: f64 = kinds(1).iter().map(|op| number(&op["weight_bytes"])).sum();
     assert_eq!(read, 5.0 * weights, "every step reads all weights once");
-    // Positions 40 to 44 see 41 to 45 of them.
+    // The answers begin behind three whole blocks: positions 48 to 52 see 49 to 53 of them.
     let attention = op(1, "attention");
     let inspected = user.run(&["inspect", &path("qwen3"), "--json"]).json();
-    let per_token = number(&inspected["memory"]["kv_bytes_per_token"]);
-    assert_eq!(number(&attention["state_bytes"]), per_token * (41 + 42 + 43 + 44 + 45) as f64);
+    let of_model = |name: &str| number(&inspected["model"][name]);
+    // Keys and values in f16.
+    let per_token = 2.0 * 2.0 * of_model("layers") * of_model("kv_heads") * of_model("head_dim");
+    assert_eq!(number(&attention["state_bytes"]), per_token * (49 + 50 + 51 + 52 + 53) as f64);
     let model = &inspected["model"];
     let width = number(&model["heads"]) * number(&model["head_dim"]) * number(&model["layers"]);
-    assert_eq!(number(&attention["float_ops"]), 4.0 * width * (41 + 42 + 43 + 44 + 45) as f64);
+    assert_eq!(number(&attention["float_ops"]), 4.0 * width * (49 + 50 + 51 + 52 + 53) as f64);
     assert_eq!(number(&op(0, "attention")["float_ops"]), 4.0 * width * (40 * 41 / 2) as f64);
     assert_eq!(number(&op(1, "qk_rope_write")["state_bytes"]), 5.0 * per_token);
     let binding = ["memory read", "integer units", "float units", "caches", "cache/latency"];

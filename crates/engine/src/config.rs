@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use exotherm_kernels::{BLOCK, KvType, Limits, Program};
+use exotherm_kernels::{BLOCK, Backend, KvType, Limits, Program};
 
 use crate::error::EngineError;
 
@@ -10,19 +10,71 @@ use crate::error::EngineError;
 pub struct EngineConfig {
     /// Tokens that a sequence may have, prompt and answer together.
     pub ctx: usize,
-    /// Sequences that are running or held at a time.
+    /// Sequences that run at a time.
     pub max_seqs: usize,
+    /// Requests that may wait while so many run.
+    pub queue: usize,
     /// Rows of a step: the decodes of running sequences first, prompts with what is left.
     pub chunk: usize,
     /// Rows of a step whose logits may be wanted (one per sequence at least).
     pub logit_rows: usize,
     pub kv_type: KvType,
+    /// Blocks of the KV cache; `None`: as many as all sequences need with full contexts. With fewer, sequences make room
+    /// for one another, with more, more is remembered.
+    pub blocks: Option<usize>,
+    /// Recurrent states that are remembered.
+    pub snapshots: usize,
+    /// Tokens of a prompt from one remembered state to the next, whole blocks; 0: only the last is remembered.
+    pub snapshot_stride: usize,
 }
 
 impl EngineConfig {
     /// One sequence of `ctx` tokens, prompts in chunks of 48, an f16 cache.
     pub fn new(ctx: usize) -> EngineConfig {
-        EngineConfig { ctx, max_seqs: 1, chunk: 48, logit_rows: 1, kv_type: KvType::F16 }
+        EngineConfig {
+            ctx,
+            max_seqs: 1,
+            queue: 64,
+            chunk: 48,
+            logit_rows: 1,
+            kv_type: KvType::F16,
+            blocks: None,
+            snapshots: 4,
+            snapshot_stride: 512,
+        }
+    }
+
+    /// Sixteen sequences of `ctx` tokens; steps have room for as many decodes beside a chunk of a prompt. Each sequence has
+    /// a state at the end of its prompt and one that moves along with its answer, so there are two snapshots for each.
+    pub fn serving(ctx: usize) -> EngineConfig {
+        EngineConfig { max_seqs: 16, chunk: 64, snapshots: 32, ..EngineConfig::new(ctx) }
+    }
+
+    /// The same with what `bytes` of memory have room for: as many KV blocks as fit, after as many snapshots as were
+    /// asked for, or else as fit. Where not even one sequence has room for its context, the error says what it takes.
+    pub fn within(
+        mut self,
+        bytes: usize,
+        program: &Program,
+        backend: &dyn Backend,
+    ) -> Result<EngineConfig, EngineError> {
+        self.limits(program, backend)?;
+        let wanted_snapshots = self.snapshots;
+        (self.snapshots, self.blocks) = (0, Some(self.ctx.div_ceil(BLOCK)));
+        let fits = |config: &EngineConfig| MemoryPlan::new(program, backend, config).total() <= bytes;
+        if !fits(&self) {
+            let (ctx, max_seqs) = (self.ctx, self.max_seqs);
+            let least = MemoryPlan::new(program, backend, &self);
+            return Err(EngineError::Budget { budget: bytes, ctx, max_seqs, least });
+        }
+        self.snapshots =
+            most(0, wanted_snapshots, |snapshots| fits(&EngineConfig { snapshots, ..self.clone() }));
+        if self.has_kv(program) {
+            let least = self.ctx.div_ceil(BLOCK);
+            let fits = |blocks| fits(&EngineConfig { blocks: Some(blocks), ..self.clone() });
+            self.blocks = Some(most(least, u32::MAX as usize / BLOCK, fits));
+        }
+        Ok(self)
     }
 
     /// Rows of the largest step: every sequence can decode, and no step has more rows than there are
@@ -35,43 +87,59 @@ impl EngineConfig {
         self.logit_rows.max(self.max_seqs).min(self.rows())
     }
 
-    fn blocks(&self, program: &Program) -> usize {
-        match program.state().kv.is_empty() {
-            true => 0,
-            false => self.ctx.div_ceil(BLOCK).saturating_mul(self.max_seqs),
+    fn has_kv(&self, program: &Program) -> bool {
+        !program.state().kv.is_empty()
+    }
+
+    /// What the backend must have room for, as far as numbers go.
+    fn saturating_limits(&self, program: &Program) -> Limits {
+        let full = self.ctx.div_ceil(BLOCK).saturating_mul(self.max_seqs);
+        let is_recurrent = !program.state().recurrent.is_empty();
+        Limits {
+            rows: self.rows(),
+            logit_rows: self.logit_rows(),
+            blocks: if self.has_kv(program) { self.blocks.unwrap_or(full) } else { 0 },
+            slots: if is_recurrent { self.max_seqs.saturating_add(self.snapshots) } else { 0 },
+            kv_type: self.kv_type,
         }
     }
 
-    fn slots(&self, program: &Program) -> usize {
-        if program.state().recurrent.is_empty() { 0 } else { self.max_seqs }
-    }
-
     /// What the backend must have room for.
-    pub(crate) fn limits(&self, program: &Program) -> Result<Limits, EngineError> {
-        let positive = |name, value| match value {
-            0 => Err(EngineError::Config { name, value, must: "at least 1" }),
-            _ => Ok(()),
+    pub(crate) fn limits(&self, program: &Program, backend: &dyn Backend) -> Result<Limits, EngineError> {
+        let must = |fine, name, value, must| match fine {
+            true => Ok(()),
+            false => Err(EngineError::Config { name, value, must }),
         };
+        let positive = |name, value| must(value > 0, name, value, "at least 1");
         positive("ctx", self.ctx)?;
         positive("max_seqs", self.max_seqs)?;
         positive("chunk", self.chunk)?;
         positive("logit_rows", self.logit_rows)?;
+        positive("blocks", self.blocks.unwrap_or(1))?;
+        let stride = self.snapshot_stride;
+        must(stride.is_multiple_of(BLOCK), "snapshot_stride", stride, "whole blocks of 16")?;
         if let Some(limit) = program.max_positions().filter(|&limit| self.ctx > limit) {
             return Err(EngineError::Context { ctx: self.ctx, limit });
         }
-        let indexed_by_u32 = [self.ctx, self.max_seqs, self.rows(), self.blocks(program)];
+        let limits = self.saturating_limits(program);
+        let positions = limits.blocks.saturating_mul(BLOCK);
+        let indexed_by_u32 = [self.ctx, self.max_seqs, limits.rows, positions, limits.slots];
         let too_large = indexed_by_u32.into_iter().any(|n| u32::try_from(n).is_err());
-        if too_large || isize::try_from(MemoryPlan::new(program, self).total()).is_err() {
+        if too_large || isize::try_from(MemoryPlan::new(program, backend, self).total()).is_err() {
             return Err(EngineError::Memory { ctx: self.ctx, max_seqs: self.max_seqs });
         }
-        Ok(Limits {
-            rows: self.rows(),
-            logit_rows: self.logit_rows(),
-            blocks: self.blocks(program),
-            slots: self.slots(program),
-            kv_type: self.kv_type,
-        })
+        Ok(limits)
     }
+}
+
+/// The largest number from `least` to `limit` that fits; `least` does, and of two numbers the smaller if the larger does.
+fn most(least: usize, limit: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let (mut fitting, mut too_large) = (least, limit.saturating_add(1));
+    while too_large - fitting > 1 {
+        let middle = fitting + (too_large - fitting) / 2;
+        if fits(middle) { fitting = middle } else { too_large = middle }
+    }
+    fitting
 }
 
 /// The bytes an engine will take. Sums that cannot be addressed end at `usize::MAX`.
@@ -80,32 +148,35 @@ pub struct MemoryPlan {
     pub weights: usize,
     pub kv: usize,
     pub kv_bytes_per_token: usize,
-    /// Recurrent state of all sequences.
+    /// Recurrent state of the sequences that run.
     pub recurrent: usize,
-    /// Activations of the largest step.
+    /// Recurrent states that are remembered.
+    pub snapshots: usize,
+    /// Activations of the largest step, and what ops make on the way.
     pub scratch: usize,
 }
 
 impl MemoryPlan {
-    pub fn new(program: &Program, config: &EngineConfig) -> MemoryPlan {
-        let kv_bytes_per_token = program.state().kv_elements_per_token() * config.kv_type.bytes();
-        let positions = config.blocks(program).saturating_mul(BLOCK);
-        let (per_row, per_logit_row) = program.scratch_widths();
-        let scratch = per_row
-            .saturating_mul(config.rows())
-            .saturating_add(per_logit_row.saturating_mul(config.logit_rows()));
-        let recurrent = program.state().recurrent_elements_per_slot().saturating_mul(config.slots(program));
+    /// What the backend says that it will take.
+    pub fn new(program: &Program, backend: &dyn Backend, config: &EngineConfig) -> MemoryPlan {
+        let limits = config.saturating_limits(program);
+        let taken = backend.memory(program, &limits);
+        let snapshots = config.snapshots.min(limits.slots) as u128 * taken.recurrent as u128;
+        let snapshots = (snapshots / limits.slots.max(1) as u128) as usize;
+        let positions = limits.blocks.saturating_mul(BLOCK).max(1);
         MemoryPlan {
-            weights: program.weight_bytes(),
-            kv: kv_bytes_per_token.saturating_mul(positions),
-            kv_bytes_per_token,
-            recurrent: recurrent.saturating_mul(size_of::<f32>()),
-            scratch: scratch.saturating_mul(size_of::<f32>()),
+            weights: taken.weights,
+            kv: taken.kv,
+            kv_bytes_per_token: taken.kv.div_ceil(positions),
+            recurrent: taken.recurrent - snapshots,
+            snapshots,
+            scratch: taken.scratch,
         }
     }
 
     pub fn total(&self) -> usize {
-        self.weights.saturating_add(self.kv).saturating_add(self.recurrent).saturating_add(self.scratch)
+        let parts = [self.weights, self.kv, self.recurrent, self.snapshots, self.scratch];
+        parts.into_iter().fold(0, usize::saturating_add)
     }
 }
 
@@ -115,6 +186,7 @@ impl fmt::Display for MemoryPlan {
         writeln!(f, "weights    {:10.1} MiB", mib(self.weights))?;
         writeln!(f, "KV cache   {:10.1} MiB  {} bytes per token", mib(self.kv), self.kv_bytes_per_token)?;
         writeln!(f, "recurrent  {:10.1} MiB", mib(self.recurrent))?;
+        writeln!(f, "snapshots  {:10.1} MiB", mib(self.snapshots))?;
         writeln!(f, "scratch    {:10.1} MiB", mib(self.scratch))?;
         write!(f, "total      {:10.1} MiB", mib(self.total()))
     }

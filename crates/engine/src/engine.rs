@@ -2,19 +2,23 @@
 
 use std::time::Instant;
 
-use exotherm_kernels::{Backend, Batch, Executor, Program, Sampled};
+use exotherm_kernels::{BLOCK, Backend, Batch, Executor, Program, Sampled};
 
 use crate::blocks::Books;
 use crate::config::EngineConfig;
 use crate::error::EngineError;
 use crate::request::{Event, Request, RequestId};
-use crate::scheduler::{Plan, Scheduler};
+use crate::scheduler::{Plan, Scheduler, SchedulerStats, StateCopy};
 
 pub struct Engine {
-    scheduler: Scheduler,
+    pub(crate) scheduler: Scheduler,
     executor: Box<dyn Executor>,
     batch: Batch,
+    /// The step that is under way.
+    plan: Option<Plan>,
     sampled: Vec<Sampled>,
+    ctx: usize,
+    vocab: usize,
     events: Vec<Event>,
     /// What happened and was not told yet.
     pending_events: Vec<Event>,
@@ -27,27 +31,26 @@ impl Engine {
         backend: &dyn Backend,
         config: EngineConfig,
     ) -> Result<Engine, EngineError> {
-        let limits = config.limits(program)?;
+        let limits = config.limits(program, backend)?;
         let executor = backend.compile(program, &limits)?;
+        let tables = config.ctx.div_ceil(BLOCK).saturating_mul(config.max_seqs);
         Ok(Engine {
-            scheduler: Scheduler::new(program, &config, limits.blocks as u32),
+            scheduler: Scheduler::new(program, &config, &limits),
             executor,
-            batch: Batch::with_capacity(limits.rows, config.max_seqs, limits.blocks),
+            batch: Batch::with_capacity(limits.rows, config.max_seqs, tables.min(limits.blocks)),
+            plan: None,
             sampled: Vec::with_capacity(config.max_seqs),
+            ctx: config.ctx,
+            vocab: program.vocab(),
             events: Vec::with_capacity(2 * config.max_seqs),
             pending_events: Vec::with_capacity(2 * config.max_seqs),
         })
     }
 
-    /// Queues a request. What cannot be done as asked is refused here; nothing is ever cut short silently.
+    /// Queues a request. What cannot be done as asked is refused here; nothing is ever cut short silently. Of a request
+    /// of several answers this is the name of the first (`RequestId::choice`).
     pub fn submit(&mut self, request: Request) -> Result<RequestId, EngineError> {
         self.scheduler.submit(request, Instant::now())
-    }
-
-    /// Continues a finished request that is held, a chat's next turn: what its state and the new prompt have
-    /// in common is not run again. `previous` is over when this succeeds and untouched when it does not.
-    pub fn submit_after(&mut self, previous: RequestId, request: Request) -> Result<RequestId, EngineError> {
-        self.scheduler.submit_after(previous, request, Instant::now())
     }
 
     /// Runs one step of everything that can run and tells what came of it. After an error the step's requests
@@ -55,42 +58,57 @@ impl Engine {
     /// over; what came of the rest of the step is told with the next one.
     pub fn step(&mut self) -> Result<&[Event], EngineError> {
         self.events.clear();
-        if let Some(plan) = self.scheduler.plan(Instant::now()) {
-            let position = match self.run(&plan) {
-                Ok(position) => position,
-                Err(error) => {
-                    self.scheduler.abandon(plan, Instant::now(), &mut self.pending_events);
-                    return Err(error);
-                }
-            };
-            self.scheduler.commit(plan, &self.sampled, Instant::now(), &mut self.pending_events);
-            if let Some(position) = position {
-                return Err(EngineError::NotNumbers { position });
-            }
-        }
         self.events.append(&mut self.pending_events);
+        let now = Instant::now();
+        self.scheduler.expire(now, &mut self.events);
+        self.plan = self.scheduler.plan(now);
+        let position = match self.run() {
+            Ok(position) => position,
+            Err(error) => {
+                self.fail_step();
+                return Err(error);
+            }
+        };
+        if let Some(plan) = self.plan.take() {
+            self.scheduler.commit(plan, &self.sampled, Instant::now(), &mut self.events);
+        }
+        if let Some(position) = position {
+            self.pending_events.append(&mut self.events);
+            return Err(EngineError::NotNumbers { position });
+        }
         Ok(&self.events)
     }
 
     /// Runs the plan and chooses its tokens; the first position, if any, whose logits are no numbers.
-    fn run(&mut self, plan: &Plan) -> Result<Option<usize>, EngineError> {
+    fn run(&mut self) -> Result<Option<usize>, EngineError> {
+        let Some(plan) = &self.plan else { return Ok(None) };
         self.scheduler.fill(plan, &mut self.batch);
+        copy_state(self.executor.as_mut(), plan.before());
         self.executor.run(&self.batch)?;
+        copy_state(self.executor.as_mut(), plan.after());
         let rows = self.scheduler.sample_rows(plan);
         self.executor.sample(&rows, &mut self.sampled)?;
         let failed = self.sampled.iter().position(|sampled| sampled.token.is_none());
         Ok(failed.map(|at| rows[at].position))
     }
 
-    /// Ends a request wherever it is, held ones too, and takes back all it has.
+    /// Ends the requests of a step that did not come to its end because something panicked on the way; the next step says
+    /// so. Where no step is under way nothing happens.
+    pub fn fail_step(&mut self) {
+        // What the step was to tell is told by the next.
+        self.pending_events.append(&mut self.events);
+        self.scheduler.abandon(self.plan.take(), Instant::now(), &mut self.pending_events);
+    }
+
+    /// Ends a request wherever it is and takes back all it has. Its full blocks can still be found by the requests after
+    /// it.
     pub fn cancel(&mut self, id: RequestId) {
         self.pending_events.extend(self.scheduler.cancel(id, Instant::now()));
     }
 
-    /// Ends a request early; where it asked to be held, it is, so that a chat can go on from what was said so
-    /// far.
-    pub fn interrupt(&mut self, id: RequestId) {
-        self.pending_events.extend(self.scheduler.interrupt(id, Instant::now()));
+    /// Forgets the beginnings of all requests that are over: the next ones run as if they were the first.
+    pub fn forget_prefixes(&mut self) {
+        self.scheduler.forget_prefixes();
     }
 
     /// Whether a step has nothing to do and nothing to tell.
@@ -98,8 +116,21 @@ impl Engine {
         self.scheduler.is_idle() && self.pending_events.is_empty()
     }
 
+    /// Tokens that a sequence may have, prompt and answer together.
+    pub fn ctx(&self) -> usize {
+        self.ctx
+    }
+
+    pub fn vocab(&self) -> usize {
+        self.vocab
+    }
+
     pub fn books(&self) -> Books {
         self.scheduler.books()
+    }
+
+    pub fn stats(&self) -> SchedulerStats {
+        self.scheduler.stats()
     }
 
     /// The rows of the last step, for counting what it had to do.
@@ -110,5 +141,14 @@ impl Engine {
     /// The compiled program, for measuring it. Running it while requests are under way spoils their state.
     pub fn executor(&mut self) -> &mut dyn Executor {
         self.executor.as_mut()
+    }
+}
+
+fn copy_state(executor: &mut dyn Executor, copies: &[StateCopy]) {
+    for copy in copies {
+        match *copy {
+            StateCopy::Block { from, to } => executor.copy_block(from, to),
+            StateCopy::Slot { from, to } => executor.copy_slot(from, to),
+        }
     }
 }

@@ -1,6 +1,8 @@
+use std::any::Any;
+
 use exotherm_kernels::{BackendError, SamplingError};
 
-use crate::request::RequestId;
+use crate::config::MemoryPlan;
 
 /// Everything that a caller can be told.
 #[derive(Debug, thiserror::Error)]
@@ -29,10 +31,28 @@ pub enum EngineError {
     Context { ctx: usize, limit: usize },
     #[error("a context of {ctx} for {max_seqs} sequences needs more memory than can be addressed")]
     Memory { ctx: usize, max_seqs: usize },
-    #[error("all {max_seqs} sequences are held or about to be; let one of them go first")]
-    AllHeld { max_seqs: usize },
-    #[error("{0} is not a finished request that is held")]
-    NotHeld(RequestId),
+    #[error(
+        "{} MiB of memory are too few: a sequence of {ctx} tokens beside {max_seqs} places needs {} MiB, of which weights \
+         {}, KV cache {}, states {}, scratch {}; a smaller --ctx or --max-seqs needs less",
+        budget >> 20,
+        mib(least.total()),
+        mib(least.weights),
+        mib(least.kv),
+        mib(least.recurrent),
+        mib(least.scratch)
+    )]
+    Budget { budget: usize, ctx: usize, max_seqs: usize, least: MemoryPlan },
+    #[error(
+        "a prompt of {prompt} tokens and {max_tokens} tokens to generate need {need} blocks of the KV cache, there are \
+         {blocks}; a larger --memory, a shorter prompt or fewer --max-tokens help"
+    )]
+    TooManyBlocks { prompt: usize, max_tokens: usize, need: usize, blocks: usize },
+    #[error("{n} answers were asked for; between 1 and {most} can be made and waited for at a time")]
+    Choices { n: usize, most: usize },
+    #[error("the priority is {priority}, it must be between -{most} and {most}")]
+    Priority { priority: i32, most: i32 },
+    #[error("{running} requests run and {waiting} wait, there is room for {queue} to wait; try again later")]
+    QueueFull { running: usize, waiting: usize, queue: usize },
     #[error(
         "the model's logits for position {position} are not numbers: its weights or the backend are at fault"
     )]
@@ -43,6 +63,22 @@ pub enum EngineError {
         "perplexity in windows of {ctx} needs at least {need} tokens, the text has {have}; a smaller --ctx helps"
     )]
     TooFewTokens { ctx: usize, need: usize, have: usize },
+    #[error("the step panicked: {0}")]
+    Panicked(String),
     #[error(transparent)]
     Backend(#[from] BackendError),
+}
+
+impl EngineError {
+    /// What a caught panic said.
+    pub(crate) fn panicked(payload: &(dyn Any + Send)) -> EngineError {
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        EngineError::Panicked(text.unwrap_or("no message").to_string())
+    }
+}
+
+/// Rounded up, so that nothing that is needed is 0.
+fn mib(bytes: usize) -> usize {
+    bytes.div_ceil(1 << 20)
 }

@@ -5,7 +5,7 @@ use exotherm_kernels::{BLOCK, Backend, Batch, Executor, Program};
 
 use crate::config::EngineConfig;
 use crate::error::EngineError;
-use crate::scheduler::check_tokens;
+use crate::request::check_tokens;
 
 /// A program compiled for one sequence, which every call begins anew.
 pub struct Evaluator {
@@ -27,8 +27,8 @@ impl Evaluator {
         backend: &dyn Backend,
         config: &EngineConfig,
     ) -> Result<Evaluator, EngineError> {
-        let config = EngineConfig { max_seqs: 1, ..config.clone() };
-        let limits = config.limits(program)?;
+        let config = EngineConfig { max_seqs: 1, blocks: None, snapshots: 0, ..config.clone() };
+        let limits = config.limits(program, backend)?;
         Ok(Evaluator {
             executor: backend.compile(program, &limits)?,
             program: program.without_weights(&|_| false),

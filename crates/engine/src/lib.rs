@@ -8,11 +8,18 @@ mod config;
 mod engine;
 mod error;
 pub mod evaluate;
+pub mod handle;
+mod lru;
 pub mod perplexity;
+mod prefix;
 mod request;
 mod scheduler;
 pub mod selfcheck;
 mod sequence;
+#[cfg(test)]
+mod simulator;
+mod snapshots;
+pub mod stats;
 
 pub use blocks::Books;
 pub use config::{EngineConfig, MemoryPlan};
@@ -20,4 +27,6 @@ pub use engine::Engine;
 pub use error::EngineError;
 pub use evaluate::Evaluator;
 pub use exotherm_kernels::sampling::{self, Sampling, SamplingError, TokenLogprob};
+pub use handle::EngineHandle;
 pub use request::{Event, FinishReason, Request, RequestId, RequestStats, TokenLogprobs};
+pub use scheduler::SchedulerStats;

@@ -1,9 +1,12 @@
 //! What a caller asks for and what it is told.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use exotherm_kernels::sampling::MAX_LOGPROBS;
 use exotherm_kernels::{Sampled, Sampling, TokenLogprob};
+
+use crate::error::EngineError;
 
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -16,14 +19,71 @@ pub struct Request {
     pub logprobs: Option<u8>,
     /// A token of these ends the request and is not emitted.
     pub stop_tokens: Vec<u32>,
-    /// Keeps the sequence's state when the request is finished, for `Engine::submit_after` (a chat's next
-    /// turn).
-    pub hold: bool,
+    /// Answers to be made of the same prompt, each a request of its own; the seed of each is one more than the one's
+    /// before it.
+    pub n: usize,
+    /// Every level goes before requests that came up to 64 steps earlier; 0 is usual.
+    pub priority: i32,
+    /// When the request ends in any case.
+    pub deadline: Option<Instant>,
+}
+
+impl Request {
+    /// The likeliest tokens, with nothing that ends them early.
+    pub fn new(prompt: Vec<u32>, max_tokens: usize) -> Request {
+        Request {
+            prompt,
+            max_tokens,
+            sampling: Sampling::default(),
+            logprobs: None,
+            stop_tokens: Vec::new(),
+            n: 1,
+            priority: 0,
+            deadline: None,
+        }
+    }
+
+    /// Refuses what no engine with this context and vocabulary can do as asked.
+    pub fn check(&self, ctx: usize, vocab: usize) -> Result<(), EngineError> {
+        let (prompt, max_tokens) = (self.prompt.len(), self.max_tokens);
+        if prompt == 0 {
+            return Err(EngineError::EmptyPrompt);
+        }
+        if max_tokens == 0 {
+            return Err(EngineError::NothingToGenerate);
+        }
+        if prompt.checked_add(max_tokens).is_none_or(|total| total > ctx) {
+            return Err(EngineError::TooLong { prompt, max_tokens, ctx });
+        }
+        check_tokens(&self.prompt, vocab)?;
+        self.sampling.check()?;
+        self.sampling.check_tokens(vocab)?;
+        match self.logprobs {
+            Some(asked) if usize::from(asked) > MAX_LOGPROBS => {
+                Err(EngineError::Logprobs { asked, most: MAX_LOGPROBS })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(crate) fn check_tokens(tokens: &[u32], vocab: usize) -> Result<(), EngineError> {
+    match tokens.iter().find(|&&token| token as usize >= vocab) {
+        Some(&token) => Err(EngineError::Token { token, vocab }),
+        None => Ok(()),
+    }
 }
 
 /// Names a request for as long as its engine lives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RequestId(pub(crate) u64);
+
+impl RequestId {
+    /// Choice number `index` of the request of several answers that `submit` gave this name for.
+    pub fn choice(self, index: usize) -> RequestId {
+        RequestId(self.0 + index as u64)
+    }
+}
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -71,6 +131,8 @@ pub enum FinishReason {
     /// `max_tokens` were generated.
     Length,
     Cancelled,
+    /// Its deadline passed.
+    Deadline,
     /// A step failed; `Engine::step` said why.
     Failed,
 }
@@ -78,10 +140,12 @@ pub enum FinishReason {
 #[derive(Clone, Copy, PartialEq, Default, Debug)]
 pub struct RequestStats {
     pub prompt_tokens: usize,
-    /// Tokens of the prompt that a held sequence already had.
+    /// Tokens of the prompt whose state was there already.
     pub cached_tokens: usize,
     /// Tokens emitted; a stop token is not among them.
     pub generated: usize,
+    /// Times that it gave its blocks back to others and was computed anew.
+    pub preemptions: usize,
     /// From submission to the first step.
     pub queued: Duration,
     /// From the first step to the first generated token.

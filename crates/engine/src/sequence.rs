@@ -2,12 +2,28 @@
 
 use std::time::Instant;
 
-use exotherm_kernels::Sampling;
+use exotherm_kernels::{BLOCK, Sampling};
 
+use crate::blocks::PrefixId;
+use crate::prefix::Chain;
 use crate::request::{FinishReason, Request, RequestId, RequestStats};
+use crate::snapshots::SnapshotId;
+
+/// Tokens for which an answer has room from the start.
+const FIRST_ROOM: usize = 4096;
+
+/// Who comes first: the least. A request that waits keeps its rank while those that come after it get ever higher ones,
+/// which is what ageing is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Rank {
+    /// The step in which it was submitted, earlier by its priority.
+    pub since: i64,
+    pub id: RequestId,
+}
 
 pub(crate) struct Sequence {
     pub id: RequestId,
+    pub rank: Rank,
     /// The prompt, then what was generated.
     pub tokens: Vec<u32>,
     pub prompt_len: usize,
@@ -16,51 +32,73 @@ pub(crate) struct Sequence {
     pub blocks: Vec<u32>,
     pub sampling: Sampling,
     pub logprobs: Option<u8>,
-    pub hold: bool,
-    /// Finished and kept for its next turn.
-    pub is_held: bool,
+    pub deadline: Option<Instant>,
+    /// The choice of the same prompt that is run first; this one waits until it can begin where that one is.
+    pub leader: Option<RequestId>,
+    pub prefix: Prefix,
+    /// Its latest state at the end of a block, which the next one replaces.
+    pub tail: Option<SnapshotId>,
+    pub started: Option<Instant>,
+    /// Tokens of the prompt that were not run; `None` before it first began.
+    pub cached: Option<usize>,
+    pub preemptions: usize,
     max_tokens: usize,
     stop_tokens: Vec<u32>,
-    cached: usize,
     submitted: Instant,
-    pub started: Option<Instant>,
     first_token: Option<Instant>,
 }
 
+/// What of a sequence's full blocks is known to the cache.
+#[derive(Clone)]
+pub(crate) struct Prefix {
+    /// The names of the beginnings that end with each full block, as far as they were asked for.
+    names: Vec<u64>,
+    /// Blocks of the table that are registered, the first ones.
+    pub registered: usize,
+    /// Which beginning they are.
+    pub id: PrefixId,
+    /// Whether the next block can be registered; not if another beginning has taken the name of one.
+    pub is_open: bool,
+}
+
+impl Prefix {
+    fn empty() -> Prefix {
+        Prefix { names: Vec::new(), registered: 0, id: PrefixId::EMPTY, is_open: true }
+    }
+
+    /// No block is registered any more; the names are as before.
+    pub fn restart(&mut self) {
+        let names = std::mem::take(&mut self.names);
+        *self = Prefix { names, ..Prefix::empty() };
+    }
+}
+
 impl Sequence {
-    pub fn new(id: RequestId, request: Request, now: Instant) -> Sequence {
+    pub fn new(id: RequestId, rank: Rank, request: Request, now: Instant) -> Sequence {
         let prompt_len = request.prompt.len();
         let mut tokens = request.prompt;
-        tokens.reserve_exact(request.max_tokens);
+        tokens.reserve_exact(request.max_tokens.min(FIRST_ROOM));
         Sequence {
             id,
+            rank,
             tokens,
             prompt_len,
             computed: 0,
             blocks: Vec::new(),
             sampling: request.sampling,
             logprobs: request.logprobs,
-            hold: request.hold,
-            is_held: false,
+            deadline: request.deadline,
+            leader: None,
+            prefix: Prefix::empty(),
+            tail: None,
+            started: None,
+            cached: None,
+            preemptions: 0,
             max_tokens: request.max_tokens,
             stop_tokens: request.stop_tokens,
-            cached: 0,
             submitted: now,
-            started: None,
             first_token: None,
         }
-    }
-
-    /// The next turn of this sequence. State that can be kept is kept: keys and values as far as the tokens
-    /// are the same, recurrent state only if all it has seen is the beginning of the new prompt, for it
-    /// cannot go back. The last token of a prompt always runs, because its logits are wanted.
-    pub fn continued(self, id: RequestId, request: Request, is_recurrent: bool, now: Instant) -> Sequence {
-        let most = self.computed.min(request.prompt.len() - 1);
-        let pairs = self.tokens[..most].iter().zip(&request.prompt);
-        let common = pairs.take_while(|(old, new)| old == new).count();
-        let kept = if is_recurrent && common < self.computed { 0 } else { common };
-        let next = Sequence::new(id, request, now);
-        Sequence { computed: kept, cached: kept, blocks: self.blocks, ..next }
     }
 
     pub fn prompt(&self) -> &[u32] {
@@ -74,6 +112,26 @@ impl Sequence {
     /// Tokens that are still to run: one for a decode, more for a prompt.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Positions that it needs before it has `more` tokens more; the last token of all is never run.
+    pub fn needs(&self, more: usize) -> usize {
+        (self.tokens.len() + more).min(self.prompt_len + self.max_tokens - 1)
+    }
+
+    /// The tokens of a full block.
+    pub fn block_tokens(&self, block: usize) -> &[u32] {
+        &self.tokens[block * BLOCK..(block + 1) * BLOCK]
+    }
+
+    /// The name of the beginning that ends with this block, which must be full.
+    pub fn name(&mut self, block: usize, chain: Chain) -> u64 {
+        for i in self.prefix.names.len()..=block {
+            let before = self.prefix.names.last().copied().unwrap_or(0);
+            let name = chain(before, self.block_tokens(i));
+            self.prefix.names.push(name);
+        }
+        self.prefix.names[block]
     }
 
     /// Takes the token that follows; `Some` if it ends the request. A stop token is not kept.
@@ -91,8 +149,9 @@ impl Sequence {
         let first_token = self.first_token.unwrap_or(now);
         RequestStats {
             prompt_tokens: self.prompt_len,
-            cached_tokens: self.cached,
+            cached_tokens: self.cached.unwrap_or(0),
             generated: self.output().len(),
+            preemptions: self.preemptions,
             queued: started - self.submitted,
             prompt_time: first_token - started,
             decode_time: now - first_token,

@@ -1,16 +1,22 @@
-//! What requests are told: limits, stop tokens, ends, holding and letting go.
+//! What requests are told: limits, stop tokens, ends, who comes first, and what is left when things go wrong.
 
 mod common;
 
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use common::{
-    Heard, VOCAB, alone, config, engine, engine_on, greedy, programs, rwkv, setups, transformer,
+    Heard, VOCAB, alone, config, engine, engine_on, greedy, programs, setups, transformer,
     transformer_with_head, transformer_without,
 };
-use exotherm_engine::{
-    Engine, EngineConfig, EngineError, Event, FinishReason, MemoryPlan, Request, Sampling,
-};
+use exotherm_engine::{Engine, EngineConfig, EngineError, Event, FinishReason, Request, Sampling};
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{KvType, ProgramBuilder};
+use exotherm_kernels::{
+    Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program, ProgramBuilder,
+};
 
 const CTX: usize = 64;
 
@@ -95,38 +101,6 @@ fn a_context_past_the_learned_positions_is_refused() {
 }
 
 #[test]
-fn the_memory_plan_is_what_the_backend_takes() {
-    for program in programs() {
-        for kv_type in [KvType::F32, KvType::F16] {
-            let config = EngineConfig { kv_type, logit_rows: 5, ..config(50, 3, 20) };
-            let plan = MemoryPlan::new(&program, &config);
-            let mut engine = Engine::new(&program, &ReferenceBackend, config).expect("it is small");
-            let taken = engine.executor().memory();
-            assert_eq!(
-                (plan.weights, plan.recurrent, plan.scratch),
-                (taken.weights, taken.recurrent, taken.scratch)
-            );
-            if kv_type == KvType::F32 {
-                // The reference keeps f16 values as f32.
-                assert_eq!(plan.kv, taken.kv);
-            } else {
-                assert_eq!(2 * plan.kv, taken.kv);
-            }
-            assert_eq!(plan.total(), plan.weights + plan.kv + plan.recurrent + plan.scratch);
-            assert_eq!(plan.kv % plan.kv_bytes_per_token.max(1), 0);
-        }
-    }
-    let plan = MemoryPlan::new(&transformer(), &config(64, 1, 8));
-    assert_eq!(
-        plan.kv_bytes_per_token,
-        2 * 2 * 2 * 6 * 2,
-        "two layers of keys and values, two heads of six, f16"
-    );
-    assert_eq!(plan.kv, 64 * plan.kv_bytes_per_token);
-    assert!(plan.to_string().contains("96 bytes per token"), "{plan}");
-}
-
-#[test]
 fn max_tokens_and_stop_tokens_end_a_request() {
     for program in programs() {
         let ten = alone(&program, CTX, &greedy(&[3, 1, 4], 10));
@@ -149,117 +123,28 @@ fn max_tokens_and_stop_tokens_end_a_request() {
 }
 
 #[test]
-fn a_held_sequence_goes_on_where_it_was() {
-    let program = transformer();
-    let mut engine = engine(&program, CTX, 2, 8);
-    let mut heard = Heard::default();
-    let prompt: Vec<u32> = (0..20).map(|i| i % 23).collect();
-    let first = engine.submit(Request { hold: true, ..greedy(&prompt, 6) }).expect("the request is fine");
-    heard.finish(&mut engine);
-    let used = engine.books().used;
-    assert_eq!(used, 2, "25 tokens were run and are held in two blocks");
-
-    // The last token of the answer was never run; the second turn adds to it.
-    let mut second = prompt.clone();
-    second.extend(heard.tokens(first));
-    second.extend([5, 6]);
-    let next = engine.submit_after(first, greedy(&second, 4)).expect("it is held");
-    heard.finish(&mut engine);
-    assert_eq!(heard.ends[&next].1.cached_tokens, 25);
-    assert_eq!(heard.tokens(next), alone(&program, CTX, &greedy(&second, 4)));
-    assert_eq!(engine.books().used, 0, "the second turn was not to be held");
-    assert!(
-        matches!(engine.submit_after(next, greedy(&second, 4)), Err(EngineError::NotHeld(id)) if id == next)
-    );
-}
-
-#[test]
-fn an_edited_history_keeps_what_is_common_and_gives_back_the_rest() {
-    let mut edited: Vec<u32> = vec![2; 40];
-    edited[17] = 9;
-    for (program, cached, used) in [(transformer(), 17, 2), (rwkv(), 0, 0)] {
-        let mut engine = engine(&program, CTX, 1, 8);
-        let mut heard = Heard::default();
-        let first =
-            engine.submit(Request { hold: true, ..greedy(&[2; 40], 3) }).expect("the request is fine");
-        heard.finish(&mut engine);
-        let next = engine.submit_after(first, greedy(&edited, 4)).expect("it is held");
-        assert_eq!(engine.books().used, used, "blocks behind the common beginning are given back");
-        heard.finish(&mut engine);
-        assert_eq!(heard.ends[&next].1.cached_tokens, cached);
-        assert_eq!(heard.tokens(next), alone(&program, CTX, &greedy(&edited, 4)));
-    }
-}
-
-#[test]
-fn a_refused_next_turn_leaves_the_last_one_held() {
-    let mut engine = engine(&transformer(), 16, 1, 8);
-    let mut heard = Heard::default();
-    let first = engine.submit(Request { hold: true, ..greedy(&[1, 2], 2) }).expect("the request is fine");
-    assert!(
-        matches!(engine.submit_after(first, greedy(&[1], 1)), Err(EngineError::NotHeld(_))),
-        "it still runs"
-    );
-    heard.finish(&mut engine);
-    assert!(matches!(engine.submit_after(first, greedy(&[1; 16], 1)), Err(EngineError::TooLong { .. })));
-    let full = engine.submit(greedy(&[1], 1));
-    assert!(matches!(full, Err(EngineError::AllHeld { max_seqs: 1 })), "it would wait for ever");
-    engine.submit_after(first, greedy(&[1, 2, 3], 1)).expect("it is still held");
-    heard.finish(&mut engine);
-    engine.submit(greedy(&[1], 1)).expect("there is a place again");
-}
-
-#[test]
 fn cancelling_gives_everything_back() {
     for program in programs() {
         let mut engine = engine(&program, CTX, 2, 4);
         let mut heard = Heard::default();
-        let request = Request { hold: true, ..greedy(&[1; 20], 20) };
-        let running = engine.submit(request.clone()).expect("there is a place");
-        let plain = engine.submit(greedy(&[2; 20], 20)).expect("there is a place");
+        let running = engine.submit(greedy(&[1; 20], 20)).expect("there is a place");
+        let other = engine.submit(greedy(&[2; 20], 20)).expect("there is a place");
         let waiting = engine.submit(greedy(&[3; 20], 20)).expect("it can wait");
         for _ in 0..12 {
             heard.step(&mut engine);
         }
         assert!(!heard.tokens(running).is_empty());
-        for id in [running, plain, waiting] {
+        for id in [running, other, waiting] {
             engine.cancel(id);
             engine.cancel(id);
         }
-        assert_eq!(engine.books().used, 0);
+        assert_eq!(engine.books().used, 0, "at once, not with the next step");
         assert!(!engine.is_idle(), "the ends are still to be told");
         heard.finish(&mut engine);
-        for id in [running, plain, waiting] {
+        for id in [running, other, waiting] {
             assert_eq!(heard.ends[&id].0, FinishReason::Cancelled);
         }
         assert_eq!(heard.tokens(waiting), []);
-
-        let held = engine.submit(request).expect("there is a place");
-        heard.finish(&mut engine);
-        engine.cancel(held);
-        assert_eq!(engine.books().used, 0);
-        assert!(engine.is_idle(), "a held request had told its end");
-    }
-}
-
-#[test]
-fn an_interrupted_answer_can_be_gone_on_from() {
-    for program in programs() {
-        let mut engine = engine(&program, CTX, 1, 4);
-        let mut heard = Heard::default();
-        let first =
-            engine.submit(Request { hold: true, ..greedy(&[1, 2, 3], 20) }).expect("there is a place");
-        while heard.tokens(first).len() < 5 {
-            heard.step(&mut engine);
-        }
-        engine.interrupt(first);
-        heard.finish(&mut engine);
-        assert_eq!(heard.ends[&first].0, FinishReason::Cancelled);
-        let prompt: Vec<u32> = [1, 2, 3].into_iter().chain(heard.tokens(first)).chain([8]).collect();
-        let next = engine.submit_after(first, greedy(&prompt, 6)).expect("it is held");
-        heard.finish(&mut engine);
-        assert_eq!(heard.ends[&next].1.cached_tokens, 7);
-        assert_eq!(heard.tokens(next), alone(&program, CTX, &greedy(&prompt, 6)));
     }
 }
 
@@ -269,7 +154,7 @@ fn logits_that_are_no_numbers_are_an_error_and_end_the_requests_of_the_step() {
     for sampling in [Sampling::default(), Sampling { temperature: 1.0, ..Sampling::default() }] {
         let mut engine = engine(&program, CTX, 1, 8);
         let mut heard = Heard::default();
-        let request = Request { sampling, hold: true, ..greedy(&[1, 2, 3], 4) };
+        let request = Request { sampling, ..greedy(&[1, 2, 3], 4) };
         let id = engine.submit(request).expect("the request is fine");
         assert!(matches!(engine.step(), Err(EngineError::NotNumbers { position: 3 })));
         assert_eq!(engine.books().used, 0);
@@ -332,6 +217,182 @@ fn logprobs_come_with_the_tokens_of_those_who_asked() {
             let [none, three] = [none, three].map(|told| told.1.as_ref().expect("asked for"));
             assert!(none.top.is_empty() && none.logprob == three.logprob);
         }
+    }
+}
+
+#[test]
+fn a_deadline_ends_a_request_wherever_it_is() {
+    let program = transformer();
+    let mut engine = engine(&program, CTX, 1, 8);
+    let mut heard = Heard::default();
+    let soon = Instant::now() + Duration::from_millis(30);
+    let late = Request { deadline: Some(soon), ..greedy(&[1], 60) };
+    let running = engine.submit(late.clone()).expect("it fits");
+    let waiting = engine.submit(late).expect("it can wait");
+    let patient = Request { deadline: Some(soon + Duration::from_secs(600)), ..greedy(&[2], 5) };
+    let patient = engine.submit(patient).expect("it can wait");
+    heard.step(&mut engine);
+    while Instant::now() < soon {
+        std::thread::yield_now();
+    }
+    heard.finish(&mut engine);
+    assert_eq!(heard.ends[&running].0, FinishReason::Deadline);
+    assert!(!heard.tokens(running).is_empty(), "what was said before stays said");
+    assert_eq!((heard.ends[&waiting].0, heard.tokens(waiting)), (FinishReason::Deadline, vec![]));
+    assert_eq!((heard.ends[&patient].0, heard.tokens(patient).len()), (FinishReason::Length, 5));
+}
+
+#[test]
+fn the_queue_is_bounded_and_what_never_fits_is_refused_with_the_numbers() {
+    let program = transformer();
+    let config = EngineConfig { queue: 2, blocks: Some(2), ..config(CTX, 1, 8) };
+    let mut engine = Engine::new(&program, &ReferenceBackend, config).expect("it is small");
+    let refused = engine.submit(greedy(&[1; 30], 4)).expect_err("33 positions are three blocks");
+    assert!(matches!(refused, EngineError::TooManyBlocks { prompt: 30, max_tokens: 4, need: 3, blocks: 2 }));
+    engine.submit(greedy(&[1; 30], 3)).expect("the last token is never run");
+    for n in [0, 4, usize::MAX] {
+        let refused = engine.submit(Request { n, ..greedy(&[1], 1) });
+        assert!(matches!(refused, Err(EngineError::Choices { most: 3, .. })), "{refused:?}");
+    }
+    for priority in [101, -101, i32::MIN] {
+        let refused = engine.submit(Request { priority, ..greedy(&[1], 1) });
+        assert!(matches!(refused, Err(EngineError::Priority { most: 100, .. })), "{refused:?}");
+    }
+    engine.submit(Request { n: 2, ..greedy(&[1], 1) }).expect("two can wait");
+    let refused = engine.submit(greedy(&[1], 1));
+    assert!(matches!(refused, Err(EngineError::QueueFull { running: 0, waiting: 3, queue: 2 })));
+    let mut heard = Heard::default();
+    heard.finish(&mut engine);
+    assert_eq!(heard.ends.len(), 3, "what is refused leaves nothing behind");
+}
+
+#[test]
+fn a_priority_goes_before_those_that_wait() {
+    let program = transformer();
+    let mut engine = engine(&program, CTX, 1, 8);
+    let mut heard = Heard::default();
+    let first = engine.submit(greedy(&[1], 5)).expect("it fits");
+    heard.step(&mut engine);
+    let [usual, low, high] = [0, -1, 1]
+        .map(|priority| engine.submit(Request { priority, ..greedy(&[2], 2) }).expect("it can wait"));
+    let mut order = Vec::new();
+    while !engine.is_idle() {
+        heard.step(&mut engine);
+        order.extend([first, usual, low, high].into_iter().filter(|id| heard.ends.contains_key(id)));
+        order.dedup();
+    }
+    let mut seen = Vec::new();
+    order.retain(|id| {
+        !seen.contains(id) && {
+            seen.push(*id);
+            true
+        }
+    });
+    assert_eq!(order, [first, high, usual, low]);
+}
+
+#[test]
+fn waiting_outweighs_priority_in_the_end() {
+    let program = transformer();
+    let mut engine = engine(&program, CTX, 1, 8);
+    let mut heard = Heard::default();
+    let usual = engine.submit(greedy(&[1], 2)).expect("it can wait");
+    let blocker = engine.submit(Request { priority: 1, ..greedy(&[1], 30) }).expect("it can wait");
+    // Requests of a higher priority come faster than they can be answered.
+    let mut more = 0;
+    while !heard.ends.contains_key(&usual) {
+        more += 1;
+        assert!(more < 100, "it waits for ever");
+        let _ = engine.submit(Request { priority: 1, ..greedy(&[2], 10) });
+        (0..4).for_each(|_| heard.step(&mut engine));
+    }
+    assert!(heard.ends.contains_key(&blocker) && more > 10, "priority counts for something");
+}
+
+/// Panics in the middle of a run when it is told to.
+struct Panicking(Arc<AtomicBool>);
+
+struct PanickingExecutor(Box<dyn Executor>, Arc<AtomicBool>);
+
+impl Backend for Panicking {
+    fn name(&self) -> &'static str {
+        "panicking"
+    }
+
+    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
+        ReferenceBackend.memory(program, limits)
+    }
+
+    fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
+        Ok(Box::new(PanickingExecutor(ReferenceBackend.compile(program, limits)?, self.0.clone())))
+    }
+}
+
+impl Executor for PanickingExecutor {
+    fn run(&mut self, batch: &Batch) -> Result<(), BackendError> {
+        let panics = self.1.load(Ordering::Relaxed);
+        // Half of the program has run then.
+        self.0.run_ops(batch, 0..if panics { 5 } else { 0 })?;
+        if panics {
+            std::panic::resume_unwind(Box::new("a test"));
+        }
+        self.0.run(batch)
+    }
+
+    fn run_ops(&mut self, batch: &Batch, ops: Range<usize>) -> Result<(), BackendError> {
+        self.0.run_ops(batch, ops)
+    }
+
+    fn logits(&self) -> &[f32] {
+        self.0.logits()
+    }
+
+    fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
+        self.0.logits_of(row)
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.0.memory()
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) {
+        self.0.copy_block(from, to);
+    }
+
+    fn copy_slot(&mut self, from: u32, to: u32) {
+        self.0.copy_slot(from, to);
+    }
+
+    fn read(&self, place: Place) -> Vec<f32> {
+        self.0.read(place)
+    }
+
+    fn write(&mut self, place: Place, values: &[f32]) {
+        self.0.write(place, values);
+    }
+}
+
+#[test]
+fn a_panic_in_a_step_ends_its_requests_and_no_others() {
+    for program in programs() {
+        let panics = Arc::new(AtomicBool::new(false));
+        let config = config(CTX, 2, 8);
+        let mut engine = Engine::new(&program, &Panicking(panics.clone()), config).expect("it is small");
+        let mut heard = Heard::default();
+        let request = greedy(&[3; 20], 10);
+        let running = [0, 1].map(|_| engine.submit(request.clone()).expect("it fits"));
+        let waiting = engine.submit(request.clone()).expect("it can wait");
+        (0..8).for_each(|_| heard.step(&mut engine));
+        panics.store(true, Ordering::Relaxed);
+        assert!(catch_unwind(AssertUnwindSafe(|| engine.step().map(|_| ()))).is_err());
+        panics.store(false, Ordering::Relaxed);
+        engine.fail_step();
+        engine.fail_step();
+        assert_eq!(engine.books().used, 0);
+        heard.finish(&mut engine);
+        running.iter().for_each(|id| assert_eq!(heard.ends[id].0, FinishReason::Failed));
+        assert_eq!(heard.ends[&waiting].0, FinishReason::Length);
+        assert_eq!(heard.tokens(waiting), alone(&program, CTX, &request));
     }
 }
 

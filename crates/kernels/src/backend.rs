@@ -44,7 +44,7 @@ pub struct Limits {
 }
 
 /// Bytes held by a compiled program.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct MemoryUse {
     pub weights: usize,
     pub kv: usize,
@@ -94,6 +94,10 @@ pub trait Backend {
         Activations::Exact
     }
 
+    /// What a program compiled for `limits` will hold, to the byte, without taking any of it. Sizes past all numbers are
+    /// `usize::MAX`.
+    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse;
+
     /// Lays the weights out for this backend and takes the memory for `limits`.
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError>;
 }
@@ -123,6 +127,12 @@ pub trait Executor: Send {
 
     fn memory(&self) -> MemoryUse;
 
+    /// Makes block `to` of the cache a copy of block `from`, in all layers.
+    fn copy_block(&mut self, from: u32, to: u32);
+
+    /// Makes slot `to` of the recurrent state a copy of slot `from`, in all layers.
+    fn copy_slot(&mut self, from: u32, to: u32);
+
     /// Whether the next runs are timed op by op. Off, as at first, timing costs nothing. An executor that cannot tell
     /// its ops apart ignores it.
     fn set_profiling(&mut self, _on: bool) {}
@@ -140,7 +150,7 @@ pub trait Executor: Send {
 }
 
 /// A row of logits, as long as there are tokens; every executor finds its rows with it.
-pub(crate) fn row_of_logits<'a>(
+pub fn row_of_logits<'a>(
     program: &Program,
     logits: &'a [f32],
     row: usize,

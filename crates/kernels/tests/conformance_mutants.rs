@@ -3,15 +3,16 @@
 use std::ops::Range;
 
 use exotherm_kernels::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place};
-use exotherm_kernels::conformance::{self, Case, check};
+use exotherm_kernels::conformance::{self, Case, check, check_copies};
 use exotherm_kernels::ops::RopeStyle;
 use exotherm_kernels::reference::ReferenceBackend;
 use exotherm_kernels::{Activation, Batch, MatId, Norm, NormKind, Op, Program, ProgramBuilder, VecId};
 
-/// What is changed: the recorded op, the batch before it runs, or memory after it ran.
+/// What is changed: the recorded op, the batch before it runs, memory after it ran, or how state is copied.
 type ChangeOp = fn(&mut Op, &mut Edit);
 type ChangeBatch = fn(&Batch) -> Batch;
 type ChangeMemory = fn(&mut dyn Executor, &Program, &Batch);
+type ChangeCopy = fn(&mut dyn Executor, u32, u32);
 
 /// The program that is being changed.
 struct Edit<'a> {
@@ -41,6 +42,19 @@ struct Mutant {
     op: ChangeOp,
     batch: ChangeBatch,
     memory: ChangeMemory,
+    copy_block: ChangeCopy,
+    copy_slot: ChangeCopy,
+}
+
+impl Mutant {
+    /// Changes nothing.
+    const HARMLESS: Mutant = Mutant {
+        op: |_, _| (),
+        batch: Batch::clone,
+        memory: |_, _, _| (),
+        copy_block: |executor, from, to| executor.copy_block(from, to),
+        copy_slot: |executor, from, to| executor.copy_slot(from, to),
+    };
 }
 
 struct Running {
@@ -48,11 +62,17 @@ struct Running {
     program: Program,
     batch: ChangeBatch,
     memory: ChangeMemory,
+    copy_block: ChangeCopy,
+    copy_slot: ChangeCopy,
 }
 
 impl Backend for Mutant {
     fn name(&self) -> &'static str {
         "mutant"
+    }
+
+    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
+        ReferenceBackend.memory(program, limits)
     }
 
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
@@ -62,7 +82,8 @@ impl Backend for Mutant {
         edit.builder.ops_mut()[0] = op;
         let program = edit.builder.finish(program.logits(), program.vocab());
         let inner = ReferenceBackend.compile(&program, limits)?;
-        Ok(Box::new(Running { inner, program, batch: self.batch, memory: self.memory }))
+        let Mutant { batch, memory, copy_block, copy_slot, .. } = *self;
+        Ok(Box::new(Running { inner, program, batch, memory, copy_block, copy_slot }))
     }
 }
 
@@ -89,6 +110,14 @@ impl Executor for Running {
         self.inner.memory()
     }
 
+    fn copy_block(&mut self, from: u32, to: u32) {
+        (self.copy_block)(self.inner.as_mut(), from, to);
+    }
+
+    fn copy_slot(&mut self, from: u32, to: u32) {
+        (self.copy_slot)(self.inner.as_mut(), from, to);
+    }
+
     fn read(&self, place: Place) -> Vec<f32> {
         self.inner.read(place)
     }
@@ -106,12 +135,11 @@ fn assert_caught(op: &str, cases: &[Case], what: &str, mutant: &Mutant) {
 /// Asserts that each change of an op's arguments fails at least one case of its op.
 fn assert_noticed(op: &str, changes: &[(&str, ChangeOp)]) {
     let cases = conformance::cases_of(op);
-    let harmless = Mutant { op: |_, _| (), batch: Batch::clone, memory: |_, _, _| () };
     for case in cases.iter().step_by(7) {
-        check(&harmless, case).unwrap_or_else(|failure| panic!("fails unchanged: {failure}"));
+        check(&Mutant::HARMLESS, case).unwrap_or_else(|failure| panic!("fails unchanged: {failure}"));
     }
     for (what, change) in changes {
-        assert_caught(op, &cases, what, &Mutant { op: *change, ..harmless });
+        assert_caught(op, &cases, what, &Mutant { op: *change, ..Mutant::HARMLESS });
     }
 }
 
@@ -398,12 +426,7 @@ fn changed_batches_are_noticed() {
         ("head", "logits in the order of the rows", sorted_logits),
     ];
     for (op, what, batch) in changes {
-        assert_caught(
-            op,
-            &conformance::cases_of(op),
-            what,
-            &Mutant { op: |_, _| (), batch, memory: |_, _, _| () },
-        );
+        assert_caught(op, &conformance::cases_of(op), what, &Mutant { batch, ..Mutant::HARMLESS });
     }
 }
 
@@ -464,11 +487,28 @@ fn stray_writes_are_noticed() {
         ("moe_route", "the second expert first", order),
     ];
     for (op, what, memory) in changes {
-        assert_caught(
-            op,
-            &conformance::cases_of(op),
-            what,
-            &Mutant { op: |_, _| (), batch: Batch::clone, memory },
-        );
+        assert_caught(op, &conformance::cases_of(op), what, &Mutant { memory, ..Mutant::HARMLESS });
     }
+}
+
+#[test]
+fn wrong_copies_are_noticed() {
+    check_copies(&Mutant::HARMLESS).expect("nothing is changed");
+    let nothing: ChangeCopy = |_, _, _| ();
+    let backwards: [ChangeCopy; 2] = [
+        |executor, from, to| executor.copy_block(to, from),
+        |executor, from, to| executor.copy_slot(to, from),
+    ];
+    for copy_block in [nothing, backwards[0]] {
+        check_copies(&Mutant { copy_block, ..Mutant::HARMLESS }).expect_err("blocks are not copied");
+    }
+    for copy_slot in [nothing, backwards[1]] {
+        check_copies(&Mutant { copy_slot, ..Mutant::HARMLESS }).expect_err("slots are not copied");
+    }
+    // One more than was asked for.
+    let too_much: ChangeCopy = |executor, from, to| {
+        executor.copy_block(from, to);
+        executor.copy_block(from, 1);
+    };
+    check_copies(&Mutant { copy_block: too_much, ..Mutant::HARMLESS }).expect_err("another block is changed");
 }

@@ -203,6 +203,10 @@ impl Backend for Fickle {
         "fickle"
     }
 
+    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
+        ReferenceBackend.memory(program, limits)
+    }
+
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
         let inner = ReferenceBackend.compile(program, limits)?;
         Ok(Box::new(FickleExecutor { inner, logits: Vec::new() }))
@@ -233,6 +237,14 @@ impl Executor for FickleExecutor {
 
     fn memory(&self) -> MemoryUse {
         self.inner.memory()
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) {
+        self.inner.copy_block(from, to);
+    }
+
+    fn copy_slot(&mut self, from: u32, to: u32) {
+        self.inner.copy_slot(from, to);
     }
 
     fn read(&self, place: Place) -> Vec<f32> {

@@ -4,6 +4,12 @@
 /// target and what is below it, several with commas between them, of which the nearest to the target counts. Other
 /// levels show less than traces; what cannot be understood, and regular expressions, show nothing.
 pub fn traces(filter: &str, target: &str) -> bool {
+    shows(filter, target, "trace")
+}
+
+/// Whether a filter lets events of `target` through that are of this level, in the same way.
+pub fn shows(filter: &str, target: &str, event: &str) -> bool {
+    let rank = |level: &str| LEVELS.iter().position(|known| known.eq_ignore_ascii_case(level));
     let mut nearest: Option<(usize, bool)> = None;
     for directive in filter.split(',').map(str::trim).filter(|d| !d.is_empty()) {
         let (name, level) = match directive.split_once('=') {
@@ -12,7 +18,7 @@ pub fn traces(filter: &str, target: &str) -> bool {
             None => (directive, None),
         };
         // A target alone is one at every level.
-        let shown = level.is_none_or(|level| level.eq_ignore_ascii_case("trace"));
+        let shown = level.is_none_or(|level| rank(level).is_some_and(|least| Some(least) >= rank(event)));
         if covers(name, target) && nearest.is_none_or(|(length, _)| name.len() >= length) {
             nearest = Some((name.len(), shown));
         }
@@ -20,8 +26,11 @@ pub fn traces(filter: &str, target: &str) -> bool {
     nearest.is_some_and(|(_, shown)| shown) && !filter.contains('/')
 }
 
+/// From nothing to everything.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 fn is_level(text: &str) -> bool {
-    ["off", "error", "warn", "info", "debug", "trace"].iter().any(|level| text.eq_ignore_ascii_case(level))
+    LEVELS.iter().any(|level| text.eq_ignore_ascii_case(level))
 }
 
 fn covers(name: &str, target: &str) -> bool {
@@ -63,5 +72,15 @@ mod tests {
         ];
         on.iter().for_each(|filter| assert!(traces(filter, "exotherm::attn"), "{filter:?}"));
         off.iter().for_each(|filter| assert!(!traces(filter, "exotherm::attn"), "{filter:?}"));
+    }
+
+    #[test]
+    fn a_level_shows_those_above_it() {
+        for filter in ["info", "exotherm=info", "exotherm=debug", "exotherm::http=trace", "warn,exotherm"] {
+            assert!(shows(filter, "exotherm::http", "info"), "{filter:?}");
+        }
+        for filter in ["", "off", "warn", "exotherm=error", "exotherm=loud", "info,exotherm=off"] {
+            assert!(!shows(filter, "exotherm::http", "info"), "{filter:?}");
+        }
     }
 }

@@ -9,7 +9,7 @@ mod sink;
 mod summary;
 
 pub use attention::AttentionTimes;
-pub use filter::traces;
+pub use filter::{shows, traces};
 pub use memory::{ResidentBytes, resident_bytes};
-pub use sink::{Lines, wants_attention};
+pub use sink::{Lines, line, wants_attention, wants_requests};
 pub use summary::RunSummary;

@@ -204,12 +204,12 @@ impl Tokenizer {
     }
 
     /// Text from tokens as they come, without special tokens.
-    pub fn stream(&self) -> Stream<'_> {
+    pub fn stream(&self) -> Stream<&Tokenizer> {
         Stream::new(self, false)
     }
 
     /// Like [`stream`](Self::stream), with special tokens written out.
-    pub fn stream_with_special(&self) -> Stream<'_> {
+    pub fn stream_with_special(&self) -> Stream<&Tokenizer> {
         Stream::new(self, true)
     }
 

@@ -1,33 +1,33 @@
 //! Text from tokens, as they come.
 
+use std::borrow::Borrow;
+
 use crate::{Tokenizer, TokenizerError};
 
-/// Turns tokens into text one by one and holds back the bytes of a character that is not complete yet.
-pub struct Stream<'a> {
-    tokenizer: &'a Tokenizer,
+/// Turns tokens into text one by one and holds back the bytes of a character that is not complete yet. The tokenizer
+/// is borrowed or, behind an `Arc`, shared.
+pub struct Stream<T> {
+    tokenizer: T,
     keep_special: bool,
     decoder: Utf8Stream,
     /// Nothing but special tokens so far, and the tokenizer put a space before the text.
     at_start: bool,
 }
 
-impl<'a> Stream<'a> {
-    pub(crate) fn new(tokenizer: &'a Tokenizer, keep_special: bool) -> Self {
-        Self {
-            tokenizer,
-            keep_special,
-            decoder: Utf8Stream::default(),
-            at_start: tokenizer.strips_first_space,
-        }
+impl<T: Borrow<Tokenizer>> Stream<T> {
+    /// `keep_special` writes special tokens out; otherwise they are left out.
+    pub fn new(tokenizer: T, keep_special: bool) -> Self {
+        let at_start = tokenizer.borrow().strips_first_space;
+        Self { tokenizer, keep_special, decoder: Utf8Stream::default(), at_start }
     }
 
     /// The text that is complete with this token; often empty. U+FFFD stands for bytes that can never become valid.
     pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
-        let piece = self
-            .tokenizer
+        let tokenizer = self.tokenizer.borrow();
+        let piece = tokenizer
             .piece(id)
-            .ok_or(TokenizerError::UnknownId { id, vocab_size: self.tokenizer.vocab_size() })?;
-        if self.tokenizer.is_special(id) {
+            .ok_or(TokenizerError::UnknownId { id, vocab_size: tokenizer.vocab_size() })?;
+        if tokenizer.is_special(id) {
             let shown: &[u8] = if self.keep_special { piece } else { b"" };
             return Ok(self.decoder.push(shown));
         }

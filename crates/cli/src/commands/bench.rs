@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, bail};
-use exotherm_engine::{Engine, EngineConfig, EngineError, Event, Request, RequestId, Sampling};
+use anyhow::{Result, anyhow, bail, ensure};
+use exotherm_engine::{Engine, EngineError, Event, Request};
 use exotherm_kernels::{BackendError, KvType, Program};
 use exotherm_models::{Model, ModelInfo};
 use indicatif::ProgressBar;
@@ -18,8 +18,8 @@ use crate::output::{self, Interrupted, note};
 ///
 /// ppN reads a prompt of N tokens, tgN writes N tokens from an empty context, one at a time. With --batch B, B sequences
 /// write N tokens each in common steps, and tgN@bB is the speed of all of them together; with --depth D the context
-/// already has D tokens, whose reading is not timed: tgN@dD. Each runs once unmeasured, then -r times; the median counts.
-/// Needs no tokenizer.
+/// already has D tokens (rounded up to whole blocks of 16), whose reading is not timed: tgN@dD. Each runs once unmeasured,
+/// then -r times; the median counts. Needs no tokenizer.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -128,6 +128,7 @@ fn tests(args: &Args) -> Vec<Test> {
     let tokens = args.generate;
     if tokens > 0 {
         for &depth in &args.depth.0 {
+            let depth = model::whole_blocks(depth);
             kinds.extend(args.batch.0.iter().map(|&batch| Kind::Generate { tokens, batch, depth }));
         }
     }
@@ -148,12 +149,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     let mut engine = engine(args, &model, &tests)?;
     let load_s = begin.elapsed().as_secs_f64();
     let (vocab, weight_bytes) = (model.program.vocab(), weight_bytes_per_token(&model.program));
-    let is_recurrent = !model.program.state().recurrent.is_empty();
     // The weights of the file are laid out by now; those made at load would count twice.
     drop(model.program);
     for test in &mut tests {
         let bar = output::steps(&test.name, args.repeat.saturating_add(1));
-        let mut bench = Bench { engine: &mut engine, cx, vocab, is_recurrent, held: Vec::new() };
+        let mut bench = Bench { engine: &mut engine, cx, vocab, contexts: Vec::new() };
         for i in 0..=args.repeat {
             let seconds = bench.time(test.kind, &bar)?;
             // The first run finds caches and memory cold.
@@ -162,7 +162,6 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
             }
             bar.inc(1);
         }
-        bench.let_go();
         bar.finish_and_clear();
     }
     if args.json {
@@ -184,7 +183,7 @@ fn engine(args: &Args, model: &Model, tests: &[Test]) -> Result<Engine> {
             "note: the model was trained for {trained} tokens of context, the tests reach {ctx}"
         ));
     }
-    let config = EngineConfig { kv_type: args.kv_type, max_seqs: batch, ..EngineConfig::new(ctx) };
+    let config = model::measured_config(ctx, batch, args.kv_type);
     let engine = Engine::new(&model.program, &*model::backend(&args.compute)?, config);
     engine.map_err(|error| match error {
         EngineError::Memory { .. } | EngineError::Backend(BackendError::Memory { .. }) => anyhow!(
@@ -198,9 +197,8 @@ struct Bench<'a> {
     engine: &'a mut Engine,
     cx: &'a Context,
     vocab: usize,
-    is_recurrent: bool,
-    /// Sequences whose contexts are filled, with what fills them and the token after it.
-    held: Vec<(RequestId, Vec<u32>)>,
+    /// The contexts that are filled, each with the token after it.
+    contexts: Vec<Vec<u32>>,
 }
 
 impl Bench<'_> {
@@ -208,8 +206,9 @@ impl Bench<'_> {
     fn time(&mut self, kind: Kind, bar: &ProgressBar) -> Result<f64> {
         match kind {
             Kind::Prompt(tokens) => {
+                self.engine.forget_prefixes();
                 let begin = Instant::now();
-                self.engine.submit(request(model::spread_ids(self.vocab, tokens), 1, false))?;
+                self.engine.submit(Request::new(model::spread_ids(self.vocab, tokens), 1))?;
                 self.finish(1)?;
                 Ok(begin.elapsed().as_secs_f64())
             }
@@ -217,7 +216,7 @@ impl Bench<'_> {
                 let first = model::spread_ids(self.vocab, batch);
                 let begin = Instant::now();
                 for token in first {
-                    self.engine.submit(request(vec![token], tokens, false))?;
+                    self.engine.submit(Request::new(vec![token], tokens))?;
                 }
                 self.finish(batch)?;
                 Ok(begin.elapsed().as_secs_f64())
@@ -226,23 +225,24 @@ impl Bench<'_> {
         }
     }
 
-    /// A held sequence goes on from where its context is the same as that of the next run: keys and values are cut off
-    /// after `depth` tokens and nothing is read again. Recurrent state cannot go back, so it is made anew, untimed.
+    /// The engine remembers contexts of whole blocks, so nothing of them is read again: the first that runs in the timed
+    /// part is the token after them.
     fn time_at_depth(&mut self, tokens: usize, batch: usize, depth: usize, bar: &ProgressBar) -> Result<f64> {
-        if self.held.is_empty() {
+        if self.contexts.is_empty() {
             bar.set_message("reading the context");
             self.fill(batch, depth)?;
             bar.set_message("");
         }
+        let before = self.engine.stats();
         let begin = Instant::now();
-        for (id, context) in &mut self.held {
-            *id = self.engine.submit_after(*id, request(context.clone(), tokens, true))?;
+        for context in &self.contexts {
+            self.engine.submit(Request::new(context.clone(), tokens))?;
         }
         self.finish(batch)?;
         let seconds = begin.elapsed().as_secs_f64();
-        if self.is_recurrent {
-            self.let_go();
-        }
+        let read = (self.engine.stats().prompt_tokens - before.prompt_tokens)
+            - (self.engine.stats().cached_tokens - before.cached_tokens);
+        ensure!(read == batch as u64, "{read} tokens were read anew for {batch} contexts of {depth}");
         Ok(seconds)
     }
 
@@ -252,8 +252,8 @@ impl Bench<'_> {
         for i in 0..batch {
             // One token more than is read: it is the first that the timed part runs.
             let context = ids[i..=i + depth].to_vec();
-            let id = self.engine.submit(request(context[..depth].to_vec(), 1, true))?;
-            self.held.push((id, context));
+            self.engine.submit(Request::new(context[..depth].to_vec(), 1))?;
+            self.contexts.push(context);
         }
         self.finish(batch)
     }
@@ -269,22 +269,6 @@ impl Bench<'_> {
             requests -= events.iter().filter(|event| matches!(event, Event::Finished { .. })).count();
         }
         Ok(())
-    }
-
-    fn let_go(&mut self) {
-        self.held.drain(..).for_each(|(id, _)| self.engine.cancel(id));
-    }
-}
-
-/// No token ends it.
-fn request(prompt: Vec<u32>, max_tokens: usize, hold: bool) -> Request {
-    Request {
-        prompt,
-        max_tokens,
-        sampling: Sampling::default(),
-        logprobs: None,
-        stop_tokens: Vec::new(),
-        hold,
     }
 }
 

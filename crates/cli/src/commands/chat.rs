@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use exotherm_engine::{RequestId, Sampling};
+use exotherm_engine::Sampling;
 use exotherm_tokenizer::Message;
 use exotherm_weights::store::Store;
 use rustyline::completion::Completer;
@@ -48,8 +48,6 @@ struct Chat<'a> {
     max_tokens: Option<usize>,
     system: Option<String>,
     messages: Vec<Message>,
-    /// The turn before, whose state is kept.
-    previous: Option<RequestId>,
 }
 
 pub fn run(args: &Args, cx: &Context, session: &mut Session) -> Result<()> {
@@ -71,7 +69,6 @@ pub fn run(args: &Args, cx: &Context, session: &mut Session) -> Result<()> {
         max_tokens: args.max_tokens,
         system: args.system.clone(),
         messages: Vec::new(),
-        previous: None,
     };
     loop {
         if let Some(line) = editor.helper() {
@@ -117,7 +114,7 @@ impl Chat<'_> {
                 Ok(())
             }
             ("/clear", _) => {
-                self.forget();
+                self.messages.clear();
                 note("the conversation is forgotten");
                 Ok(())
             }
@@ -134,13 +131,6 @@ impl Chat<'_> {
             note(format_args!("error: {error:#}"));
         }
         Ok(true)
-    }
-
-    fn forget(&mut self) {
-        self.messages.clear();
-        if let Some(previous) = self.previous.take() {
-            self.session.engine.cancel(previous);
-        }
     }
 
     fn set_system(&mut self, text: &str) -> Result<()> {
@@ -237,7 +227,7 @@ impl Chat<'_> {
             Ok(prompt) => prompt,
             Err(error) => return self.failed(&error),
         };
-        let mut request = self.session.request(self.args, prompt, self.sampling.clone(), true);
+        let mut request = self.session.request(self.args, prompt, self.sampling.clone());
         request.max_tokens = self.max_tokens.unwrap_or(request.max_tokens);
         let mut out = Out::new();
         let mut closed = false;
@@ -253,7 +243,7 @@ impl Chat<'_> {
             interrupt: &self.cx.interrupt,
             show: &mut show,
         };
-        let made = answer(&mut session.engine, request, self.previous, &mut watcher);
+        let made = answer(&mut session.engine, request, &mut watcher);
         let answer = match made {
             Ok(answer) => answer,
             Err(error) if closed => return Err(error),
@@ -263,7 +253,6 @@ impl Chat<'_> {
         out.flush()?;
         drop(out);
         self.cx.interrupt.clear();
-        self.previous = Some(answer.id);
         if answer.reason == Reason::Interrupted {
             note("(interrupted)");
         }
@@ -276,12 +265,9 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// Takes the question back that could not be answered; state that may be spoilt is made anew.
+    /// Takes the question back that could not be answered.
     fn failed(&mut self, error: &anyhow::Error) -> Result<()> {
         self.messages.pop();
-        if let Some(previous) = self.previous.take() {
-            self.session.engine.cancel(previous);
-        }
         note(format_args!("error: {error:#}"));
         if self.messages.len() > 1 {
             note("/clear forgets the conversation and makes room");

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 use exotherm_engine::{EngineConfig, MemoryPlan};
+use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::{KvType, Op, Program};
 use exotherm_models::{Model, ModelInfo};
 use exotherm_tensor::DType;
@@ -11,7 +12,7 @@ use exotherm_weights::{Checkpoint, Format};
 use serde_json::{Value, json};
 
 use crate::Context;
-use crate::args::{kv_types, positive};
+use crate::args::{ThreadArgs, kv_types, positive};
 use crate::{model, output};
 
 /// Show a model's family, sizes, types, memory plan and operations
@@ -29,6 +30,9 @@ pub struct Args {
     /// How keys and values are stored
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_types())]
     kv_type: KvType,
+    /// Each thread that computes has some memory of its own
+    #[command(flatten)]
+    threads: ThreadArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -60,7 +64,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     let plan = model.as_ref().ok().map(|model| {
         let ctx = model::context(&model.program, &model.info, args.ctx);
         let config = EngineConfig { kv_type: args.kv_type, ..EngineConfig::new(ctx) };
-        (ctx, MemoryPlan::new(&model.program, &config))
+        let backend = CpuBackend::new(args.threads.count());
+        (ctx, MemoryPlan::new(&model.program, &backend, &config))
     });
     match args.json {
         true => output::json(&as_json(args, &files, &model, plan)),
@@ -224,6 +229,7 @@ fn as_json(args: &Args, files: &Files, model: &Result<Model>, plan: Option<(usiz
             "kv": plan.kv,
             "kv_bytes_per_token": plan.kv_bytes_per_token,
             "recurrent": plan.recurrent,
+            "snapshots": plan.snapshots,
             "scratch": plan.scratch,
             "total": plan.total(),
         })

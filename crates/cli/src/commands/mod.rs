@@ -13,4 +13,5 @@ pub mod pull;
 pub mod quantize;
 pub mod run;
 pub mod selfcheck;
+pub mod serve;
 pub mod tokenize;

@@ -203,17 +203,11 @@ impl Session {
         Ok(self.tokenizer.encode(text, Specials { add: true, parse: true })?)
     }
 
-    pub fn request(&self, args: &Args, prompt: Vec<u32>, sampling: Sampling, hold: bool) -> Request {
+    pub fn request(&self, args: &Args, prompt: Vec<u32>, sampling: Sampling) -> Request {
         // Where nothing is left of the context the engine says so, with the numbers.
         let room = self.ctx.saturating_sub(prompt.len()).max(1);
-        Request {
-            max_tokens: args.max_tokens.unwrap_or(room),
-            prompt,
-            sampling,
-            logprobs: None,
-            stop_tokens: self.stop_tokens.clone(),
-            hold,
-        }
+        let max_tokens = args.max_tokens.unwrap_or(room);
+        Request { sampling, stop_tokens: self.stop_tokens.clone(), ..Request::new(prompt, max_tokens) }
     }
 
     /// What the answer took; `since` is when its making began.
@@ -246,7 +240,7 @@ fn once(args: &Args, cx: &Context, session: &mut Session, prompt: &str) -> Resul
     };
     let sampling = args.sampling();
     let seed = sampling.seed;
-    let request = session.request(args, prompt, sampling, false);
+    let request = session.request(args, prompt, sampling);
     let mut out = Out::new();
     let mut show = |text: &str| {
         if args.json {
@@ -261,7 +255,7 @@ fn once(args: &Args, cx: &Context, session: &mut Session, prompt: &str) -> Resul
         interrupt: &cx.interrupt,
         show: &mut show,
     };
-    let answer = answer(&mut session.engine, request, None, &mut watcher)?;
+    let answer = answer(&mut session.engine, request, &mut watcher)?;
     let summary = session.summary(&answer, cx.started);
     if args.json {
         print_json(session, &answer, &summary, seed)?;

@@ -1,24 +1,22 @@
-//! Two tiny programs with random weights, and a way to run requests to their end.
+//! Tiny programs with random weights, and a way to run requests to their end.
 // Every test binary uses its own part of this.
 #![allow(dead_code)]
 
 use std::collections::HashMap;
 
-use exotherm_engine::{
-    Engine, EngineConfig, Event, FinishReason, Request, RequestId, RequestStats, Sampling,
-};
+use exotherm_engine::{Engine, EngineConfig, Event, FinishReason, Request, RequestId, RequestStats};
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::ops::{
     Attention, ChannelMix, Embed, GroupedLinear, Head, LinearResidual, Lora, LoraPair, NormLinear,
     QkRopeWrite, Rope, RopeStyle, RopeTable, ShiftMix, TimeMix,
 };
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{
-    Activation, Backend, KvType, MatId, Norm, NormKind, Op, Program, ProgramBuilder, VecId,
-};
+use exotherm_kernels::{Activation, Backend, Buf, MatId, Norm, NormKind, Op, Program, ProgramBuilder, VecId};
 use exotherm_tensor::Tensor;
 
 pub const VOCAB: usize = 23;
+const WIDTH: usize = 12;
+const HEAD_DIM: usize = 6;
 
 /// Records a program whose weights come from a small generator.
 struct Recorder {
@@ -55,9 +53,124 @@ impl Recorder {
         let bias = (kind == NormKind::Layer).then(|| self.vector(n, 0.0));
         Norm { kind, weight, bias, eps: 1e-5 }
     }
+
+    fn embedding(&mut self, norm: Option<Norm>) -> Buf {
+        let x = self.builder.buffer("x", WIDTH);
+        let table = self.matrix("embedding", VOCAB, WIDTH);
+        self.builder.push(Embed { table, scale: 1.0, positions: None, norm, out: x });
+        x
+    }
+
+    /// The same, where this token is no number.
+    fn embedding_without(&mut self, token: usize) -> Buf {
+        let x = self.builder.buffer("x", WIDTH);
+        let mut table = self.numbers(VOCAB * WIDTH, 1.5 / (WIDTH as f32).sqrt());
+        table[token * WIDTH..(token + 1) * WIDTH].fill(f32::NAN);
+        let table = Tensor::from_f32(&[VOCAB, WIDTH], &table).expect("the shape fits");
+        let table = self.builder.matrix("embedding", vec![table]);
+        self.builder.push(Embed { table, scale: 1.0, positions: None, norm: None, out: x });
+        x
+    }
+
+    fn rope(&mut self) -> Buf {
+        let rope = self.builder.buffer("rope", HEAD_DIM);
+        let inv_freq = self.builder.vector(vec![1.0, 0.3, 0.05]);
+        self.builder.push(RopeTable { inv_freq, magnitude: 1.0, out: rope });
+        rope
+    }
+
+    /// Grouped heads, rope, gated feed-forward.
+    fn attention_layer(&mut self, x: Buf, rope: Buf) {
+        let (heads, kv_heads, hidden) = (4, 2, 10);
+        let qkv = self.builder.buffer("qkv", (heads + 2 * kv_heads) * HEAD_DIM);
+        let attended = self.builder.buffer("attended", heads * HEAD_DIM);
+        let kv = self.builder.kv_layer(kv_heads, HEAD_DIM);
+        let norm = Some(self.norm(NormKind::Rms, WIDTH));
+        let weight = self.matrix("qkv", (heads + 2 * kv_heads) * HEAD_DIM, WIDTH);
+        let activation = Activation::None;
+        self.builder.push(NormLinear { x, norm, weight, bias: None, activation, out: qkv });
+        let rope = Some(Rope { table: rope, style: RopeStyle::Halves });
+        self.builder.push(QkRopeWrite { qkv, q_norm: None, k_norm: None, rope, heads, kv });
+        let scale = 1.0 / (HEAD_DIM as f32).sqrt();
+        let (window, soft_cap, sinks, out) = (None, None, None, attended);
+        self.builder.push(Attention { qkv, heads, scale, window, soft_cap, sinks, kv, out });
+        let weight = self.matrix("o", WIDTH, heads * HEAD_DIM);
+        self.builder.push(LinearResidual { x: attended, weight, bias: None, post_norm: None, residual: x });
+        let up = self.builder.buffer("hidden", hidden);
+        let norm = Some(self.norm(NormKind::Rms, WIDTH));
+        let weight = self.matrix("gate_up", 2 * hidden, WIDTH);
+        let activation = Activation::SiluGlu;
+        self.builder.push(NormLinear { x, norm, weight, bias: None, activation, out: up });
+        let weight = self.matrix("down", WIDTH, hidden);
+        self.builder.push(LinearResidual { x: up, weight, bias: None, post_norm: None, residual: x });
+    }
+
+    /// Time mixing and channel mixing of RWKV-7.
+    fn recurrent_layer(&mut self, x: Buf) {
+        let (heads, hidden) = (3, 20);
+        let size = WIDTH / heads;
+        let (time_shift, wkv) = (self.builder.recurrent(WIDTH), self.builder.recurrent(heads * size * size));
+        let channel_shift = self.builder.recurrent(WIDTH);
+        let mixed = self.builder.buffer("mixed", 6 * WIDTH);
+        let (norm, mix) = (self.norm(NormKind::Layer, WIDTH), self.vector(6 * WIDTH, 0.5));
+        self.builder.push(ShiftMix { x, norm, mix, mixes: 6, state: time_shift, out: mixed });
+        let rkv = self.builder.buffer("rkv", 3 * WIDTH);
+        let groups = ["r", "k", "v"].iter().enumerate();
+        let groups = groups.map(|(i, name)| (i * WIDTH, self.matrix(name, WIDTH, WIDTH))).collect();
+        self.builder.push(GroupedLinear { x: mixed, groups, out: rkv });
+        let wagv = self.builder.buffer("wagv", 3 * WIDTH);
+        let pairs = self.lora_pairs();
+        self.builder.push(Lora { x: mixed, pairs, out: wagv });
+        let (v_first, mixed_time) =
+            (self.builder.buffer("v_first", WIDTH), self.builder.buffer("time", WIDTH));
+        let (k_k, k_a, r_k) = (self.vector(WIDTH, 0.8), self.vector(WIDTH, 1.0), self.vector(WIDTH, 0.0));
+        let norm = self.norm(NormKind::Layer, WIDTH);
+        self.builder.push(TimeMix {
+            rkv,
+            wagv,
+            v_first,
+            is_first_layer: true,
+            k_k,
+            k_a,
+            r_k,
+            norm,
+            heads,
+            state: wkv,
+            out: mixed_time,
+        });
+        let weight = self.matrix("o", WIDTH, WIDTH);
+        self.builder.push(LinearResidual { x: mixed_time, weight, bias: None, post_norm: None, residual: x });
+        let key = self.builder.buffer("key", hidden);
+        let (norm, mix) = (self.norm(NormKind::Layer, WIDTH), self.vector(WIDTH, 0.5));
+        let weight = self.matrix("ffn.key", hidden, WIDTH);
+        self.builder.push(ChannelMix { x, norm, mix, state: channel_shift, weight, out: key });
+        let weight = self.matrix("ffn.value", WIDTH, hidden);
+        self.builder.push(LinearResidual { x: key, weight, bias: None, post_norm: None, residual: x });
+    }
+
+    fn lora_pairs(&mut self) -> Vec<LoraPair> {
+        let rank = 2;
+        let activations = [
+            (Activation::Tanh, Activation::None),
+            (Activation::None, Activation::Sigmoid),
+            (Activation::Sigmoid, Activation::None),
+        ];
+        let pair = |(i, (middle, out))| {
+            let (down, up) = (self.matrix("down", rank, WIDTH), self.matrix("up", WIDTH, rank));
+            let bias = Some(self.vector(WIDTH, 0.0));
+            LoraPair { x_at: (3 + i) * WIDTH, down, middle, up, bias, out }
+        };
+        activations.into_iter().enumerate().map(pair).collect()
+    }
+
+    fn finish(mut self, x: Buf, norm: Norm, weight: MatId) -> Program {
+        let logits = self.builder.logits_buffer(VOCAB);
+        self.builder.push(Head { x, norm, weight, soft_cap: None, logits });
+        self.builder.finish(logits, VOCAB)
+    }
 }
 
-/// Two layers of a transformer: grouped heads, rope, gated feed-forward.
+/// Two layers of a transformer.
 pub fn transformer() -> Program {
     transformer_with_head(1.0)
 }
@@ -73,54 +186,18 @@ pub fn transformer_without(token: usize) -> Program {
 }
 
 fn transformer_with(scale: f32, poison: Option<usize>) -> Program {
-    let (width, heads, kv_heads, head_dim, hidden) = (14, 4, 2, 6, 10);
     let mut r = Recorder::new(7);
-    let x = r.builder.buffer("x", width);
-    let mut table = r.numbers(VOCAB * width, 1.5 / (width as f32).sqrt());
-    poison.into_iter().for_each(|token| table[token * width..(token + 1) * width].fill(f32::NAN));
-    let table = Tensor::from_f32(&[VOCAB, width], &table).expect("the shape fits");
-    let table = r.builder.matrix("embedding", vec![table]);
-    r.builder.push(Embed { table, scale: 1.0, positions: None, norm: None, out: x });
-    let rope = r.builder.buffer("rope", head_dim);
-    let inv_freq = r.builder.vector(vec![1.0, 0.3, 0.05]);
-    r.builder.push(RopeTable { inv_freq, magnitude: 1.0, out: rope });
-    for _ in 0..2 {
-        let qkv = r.builder.buffer("qkv", (heads + 2 * kv_heads) * head_dim);
-        let attended = r.builder.buffer("attended", heads * head_dim);
-        let kv = r.builder.kv_layer(kv_heads, head_dim);
-        let norm = Some(r.norm(NormKind::Rms, width));
-        let weight = r.matrix("qkv", (heads + 2 * kv_heads) * head_dim, width);
-        let activation = Activation::None;
-        r.builder.push(NormLinear { x, norm, weight, bias: None, activation, out: qkv });
-        let rope = Some(Rope { table: rope, style: RopeStyle::Halves });
-        r.builder.push(QkRopeWrite { qkv, q_norm: None, k_norm: None, rope, heads, kv });
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        r.builder.push(Attention {
-            qkv,
-            heads,
-            scale,
-            window: None,
-            soft_cap: None,
-            sinks: None,
-            kv,
-            out: attended,
-        });
-        let weight = r.matrix("o", width, heads * head_dim);
-        r.builder.push(LinearResidual { x: attended, weight, bias: None, post_norm: None, residual: x });
-        let up = r.builder.buffer("hidden", hidden);
-        let norm = Some(r.norm(NormKind::Rms, width));
-        let weight = r.matrix("gate_up", 2 * hidden, width);
-        r.builder.push(NormLinear { x, norm, weight, bias: None, activation: Activation::SiluGlu, out: up });
-        let weight = r.matrix("down", width, hidden);
-        r.builder.push(LinearResidual { x: up, weight, bias: None, post_norm: None, residual: x });
-    }
-    let logits = r.builder.logits_buffer(VOCAB);
-    let norm = r.norm(NormKind::Rms, width);
+    let x = match poison {
+        None => r.embedding(None),
+        Some(token) => r.embedding_without(token),
+    };
+    let rope = r.rope();
+    (0..2).for_each(|_| r.attention_layer(x, rope));
+    let norm = r.norm(NormKind::Rms, WIDTH);
     let values: Vec<f32> =
-        r.numbers(VOCAB * width, 0.6).iter().map(|v| if scale == 0.0 { 0.0 } else { v * scale }).collect();
-    let weight = r.builder.matrix("head", vec![Tensor::from_f32(&[VOCAB, width], &values).expect("it fits")]);
-    r.builder.push(Head { x, norm, weight, soft_cap: None, logits });
-    r.builder.finish(logits, VOCAB)
+        r.numbers(VOCAB * WIDTH, 0.6).iter().map(|v| if scale == 0.0 { 0.0 } else { v * scale }).collect();
+    let weight = r.builder.matrix("head", vec![Tensor::from_f32(&[VOCAB, WIDTH], &values).expect("it fits")]);
+    r.finish(x, norm, weight)
 }
 
 /// The transformer whose embeddings are `scale` times as large.
@@ -137,69 +214,27 @@ pub fn transformer_with_embedding(scale: f32) -> Program {
 
 /// One layer of RWKV-7.
 pub fn rwkv() -> Program {
-    let (width, heads, rank, hidden) = (12, 3, 2, 20);
-    let size = width / heads;
     let mut r = Recorder::new(11);
-    let x = r.builder.buffer("x", width);
-    let table = r.matrix("embedding", VOCAB, width);
-    let norm = Some(r.norm(NormKind::Layer, width));
-    r.builder.push(Embed { table, scale: 1.0, positions: None, norm, out: x });
-    let (time_shift, wkv) = (r.builder.recurrent(width), r.builder.recurrent(heads * size * size));
-    let channel_shift = r.builder.recurrent(width);
-    let mixed = r.builder.buffer("mixed", 6 * width);
-    let (norm, mix) = (r.norm(NormKind::Layer, width), r.vector(6 * width, 0.5));
-    r.builder.push(ShiftMix { x, norm, mix, mixes: 6, state: time_shift, out: mixed });
-    let rkv = r.builder.buffer("rkv", 3 * width);
-    let groups = ["r", "k", "v"].iter().enumerate().map(|(i, n)| (i * width, r.matrix(n, width, width)));
-    let groups = groups.collect();
-    r.builder.push(GroupedLinear { x: mixed, groups, out: rkv });
-    let wagv = r.builder.buffer("wagv", 3 * width);
-    let mut pairs = Vec::new();
-    for (i, (middle, out)) in [
-        (Activation::Tanh, Activation::None),
-        (Activation::None, Activation::Sigmoid),
-        (Activation::Sigmoid, Activation::None),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let (down, up) = (r.matrix("down", rank, width), r.matrix("up", width, rank));
-        let bias = Some(r.vector(width, 0.0));
-        pairs.push(LoraPair { x_at: (3 + i) * width, down, middle, up, bias, out });
-    }
-    r.builder.push(Lora { x: mixed, pairs, out: wagv });
-    let (v_first, mixed_time) = (r.builder.buffer("v_first", width), r.builder.buffer("time", width));
-    let (k_k, k_a, r_k) = (r.vector(width, 0.8), r.vector(width, 1.0), r.vector(width, 0.0));
-    let norm = r.norm(NormKind::Layer, width);
-    r.builder.push(TimeMix {
-        rkv,
-        wagv,
-        v_first,
-        is_first_layer: true,
-        k_k,
-        k_a,
-        r_k,
-        norm,
-        heads,
-        state: wkv,
-        out: mixed_time,
-    });
-    let weight = r.matrix("o", width, width);
-    r.builder.push(LinearResidual { x: mixed_time, weight, bias: None, post_norm: None, residual: x });
-    let key = r.builder.buffer("key", hidden);
-    let (norm, mix) = (r.norm(NormKind::Layer, width), r.vector(width, 0.5));
-    let weight = r.matrix("ffn.key", hidden, width);
-    r.builder.push(ChannelMix { x, norm, mix, state: channel_shift, weight, out: key });
-    let weight = r.matrix("ffn.value", width, hidden);
-    r.builder.push(LinearResidual { x: key, weight, bias: None, post_norm: None, residual: x });
-    let logits = r.builder.logits_buffer(VOCAB);
-    let (norm, weight) = (r.norm(NormKind::Layer, width), r.matrix("head", VOCAB, width));
-    r.builder.push(Head { x, norm, weight, soft_cap: None, logits });
-    r.builder.finish(logits, VOCAB)
+    let norm = Some(r.norm(NormKind::Layer, WIDTH));
+    let x = r.embedding(norm);
+    r.recurrent_layer(x);
+    let (norm, weight) = (r.norm(NormKind::Layer, WIDTH), r.matrix("head", VOCAB, WIDTH));
+    r.finish(x, norm, weight)
 }
 
-pub fn programs() -> [Program; 2] {
-    [transformer(), rwkv()]
+/// A layer of each kind: a sequence has both keys and values and a recurrent state.
+pub fn hybrid() -> Program {
+    let mut r = Recorder::new(13);
+    let x = r.embedding(None);
+    let rope = r.rope();
+    r.attention_layer(x, rope);
+    r.recurrent_layer(x);
+    let (norm, weight) = (r.norm(NormKind::Rms, WIDTH), r.matrix("head", VOCAB, WIDTH));
+    r.finish(x, norm, weight)
+}
+
+pub fn programs() -> [Program; 3] {
+    [transformer(), rwkv(), hybrid()]
 }
 
 /// Every program with every backend.
@@ -208,12 +243,13 @@ pub fn setups() -> Vec<(Program, Box<dyn Backend>)> {
 }
 
 pub fn config(ctx: usize, max_seqs: usize, chunk: usize) -> EngineConfig {
-    EngineConfig { ctx, max_seqs, chunk, logit_rows: 1, kv_type: KvType::F16 }
+    EngineConfig { max_seqs, chunk, ..EngineConfig::new(ctx) }
 }
 
-/// Every backend that is held to the same properties.
+/// Every backend that is held to the same properties. That threads change nothing is shown where the kernels are; here
+/// they would only wait for one another.
 pub fn backends() -> Vec<Box<dyn Backend>> {
-    vec![Box::new(ReferenceBackend), Box::new(CpuBackend::new(2))]
+    vec![Box::new(ReferenceBackend), Box::new(CpuBackend::new(1))]
 }
 
 pub fn engine(program: &Program, ctx: usize, max_seqs: usize, chunk: usize) -> Engine {
@@ -231,14 +267,7 @@ pub fn engine_on(
 }
 
 pub fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
-    Request {
-        prompt: prompt.to_vec(),
-        max_tokens,
-        sampling: Sampling::default(),
-        logprobs: None,
-        stop_tokens: Vec::new(),
-        hold: false,
-    }
+    Request::new(prompt.to_vec(), max_tokens)
 }
 
 /// All that was heard of requests.
@@ -285,9 +314,16 @@ pub fn alone(program: &Program, ctx: usize, request: &Request) -> Vec<u32> {
 }
 
 pub fn alone_on(backend: &dyn Backend, program: &Program, ctx: usize, request: &Request) -> Vec<u32> {
-    let mut engine = engine_on(backend, program, ctx, 1, ctx);
+    alone_in(&mut engine_on(backend, program, ctx, 1, ctx), request)
+}
+
+/// The same in an engine that does nothing else and remembers nothing.
+pub fn alone_in(engine: &mut Engine, request: &Request) -> Vec<u32> {
+    assert!(engine.is_idle());
+    engine.forget_prefixes();
     let mut heard = Heard::default();
     let id = engine.submit(request.clone()).expect("the request is fine");
-    heard.finish(&mut engine);
+    heard.finish(engine);
+    assert_eq!(heard.ends[&id].1.cached_tokens, 0);
     heard.tokens(id)
 }

@@ -1,5 +1,6 @@
 //! The suite that every backend passes: each op on many cases against `reference`, and nothing written that the
-//! op has no business writing. `conformance!(name, backend)` makes a test per op of it.
+//! op has no business writing. `conformance!(name, backend)` makes a test per op of it, one of the memory that a program
+//! takes and one of the copies of its state.
 //!
 //! The cases lie with their ops (`ops/<op>/cases.rs`). They can be timed too: `Case` keeps what a run needs.
 
@@ -8,6 +9,7 @@ pub mod data;
 pub mod one_op;
 pub mod programs;
 pub mod shapes;
+mod whole;
 
 use crate::backend::{Backend, BackendError, Limits, Place};
 use crate::batch::Batch;
@@ -15,6 +17,7 @@ use crate::ops::{self, Op};
 use crate::program::Program;
 
 pub use compare::check;
+pub use whole::{check_copies, check_memory};
 
 /// One step of a case: what is written first, then the batch that is run.
 #[derive(Clone, Debug)]
@@ -160,11 +163,21 @@ macro_rules! conformance_tests {
             fn $module() {
                 $crate::conformance::check_op(&$backend, stringify!($module));
             })+
+
+            #[test]
+            fn memory() {
+                $crate::conformance::check_memory(&$backend).unwrap();
+            }
+
+            #[test]
+            fn copies() {
+                $crate::conformance::check_copies(&$backend).unwrap();
+            }
         }
     };
 }
 
-/// Holds a backend to the reference, a test per op: `conformance!(cpu, CpuBackend::new(2));`
+/// Holds a backend to the reference, a test per op and two of programs as a whole: `conformance!(cpu, CpuBackend::new(2));`
 #[macro_export]
 macro_rules! conformance {
     ($name:ident, $backend:expr) => {

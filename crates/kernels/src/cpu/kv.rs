@@ -106,6 +106,23 @@ fn between_blocks(elements: usize, size: usize) -> usize {
     if is_multiple { PAGE / 2 / size } else { 0 }
 }
 
+/// Elements of a block of all layers, with what is left out behind it.
+fn of_block_of_all(size: usize, layers: &[KvLayer]) -> Option<usize> {
+    let stride =
+        sides(layers).try_fold(0usize, |sum, (side, layer)| sum.checked_add(of_layer(side, layer)?))?;
+    stride.checked_add(between_blocks(stride, size))
+}
+
+fn sides(layers: &[KvLayer]) -> impl Iterator<Item = (Side, KvLayer)> {
+    layers.iter().flat_map(|&layer| [(Side::Keys, layer), (Side::Values, layer)])
+}
+
+/// Bytes of a cache of so many blocks, if that is a number.
+pub(crate) fn cache_bytes(kv_type: KvType, blocks: usize, layers: &[KvLayer]) -> Option<usize> {
+    let size = kv_type.bytes();
+    of_block_of_all(size, layers)?.checked_mul(blocks)?.checked_mul(size)
+}
+
 impl KvPool {
     /// The keys of every layer, and the values.
     pub fn zeroed(
@@ -115,15 +132,9 @@ impl KvPool {
     ) -> Result<[Vec<KvPool>; 2], BackendError> {
         let what = "the KV cache";
         let too_large = BackendError::Memory { what, bytes: usize::MAX };
-        let sides = layers.iter().flat_map(|&layer| [(Side::Keys, layer), (Side::Values, layer)]);
-        let stride =
-            sides.clone().try_fold(0usize, |sum, (side, layer)| sum.checked_add(of_layer(side, layer)?));
-        let size = if kv_type == KvType::F32 { 4 } else { 2 };
-        let sizes = stride.and_then(|stride| {
-            let stride = stride.checked_add(between_blocks(stride, size))?;
-            Some((stride, stride.checked_mul(blocks)?))
-        });
-        let Some((stride, len)) = sizes else {
+        let stride = of_block_of_all(kv_type.bytes(), layers);
+        let Some((stride, len)) = stride.and_then(|stride| Some((stride, stride.checked_mul(blocks)?)))
+        else {
             return Err(too_large);
         };
         let cells = match kv_type {
@@ -131,7 +142,7 @@ impl KvPool {
             KvType::F16 => Cells::F16(Arc::new(Shared::zeroed(len, what)?.on_large_pages())),
         };
         let (mut pools, mut first) = ([Vec::new(), Vec::new()], 0);
-        for (side, layer) in sides {
+        for (side, layer) in sides(layers) {
             let cells = cells.clone();
             pools[side as usize].push(KvPool { cells, side, layer, first, stride, blocks });
             first += of_layer(side, layer).unwrap_or(0);
@@ -144,6 +155,19 @@ impl KvPool {
         match &self.cells {
             Cells::F32(cells) => cells.bytes(),
             Cells::F16(cells) => cells.bytes(),
+        }
+    }
+
+    /// Copies a block of all layers.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes the cache, that is, any layer's part of it, at the same time.
+    pub unsafe fn copy_block_of_all(&self, from: usize, to: usize) {
+        match &self.cells {
+            // SAFETY: the caller's promise.
+            Cells::F32(cells) => unsafe { cells.copy_part(self.stride, from, to) },
+            // SAFETY: as above.
+            Cells::F16(cells) => unsafe { cells.copy_part(self.stride, from, to) },
         }
     }
 

@@ -83,6 +83,16 @@ impl<T: Plain> Shared<T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start).as_ptr(), range.len()) }
     }
 
+    /// Copies one of the parts of `len` elements over another.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes any element at the same time.
+    pub unsafe fn copy_part(&self, len: usize, from: usize, to: usize) {
+        // SAFETY: the caller's promise.
+        let elements = unsafe { self.slice_mut(0..self.len) };
+        elements.copy_within(from * len..(from + 1) * len, to * len);
+    }
+
     /// All elements, for an owner whom no lane can interfere with.
     pub fn as_slice(&mut self) -> &mut [T] {
         // SAFETY: `&mut self` excludes every other user.
@@ -163,6 +173,14 @@ impl LaneMemory {
             work: floats(sizes.work)?,
             words: words(sizes.words)?,
         })
+    }
+
+    /// What `zeroed` takes for these sizes.
+    pub fn bytes_of(sizes: &ScratchSizes) -> usize {
+        let floats = [sizes.normed, sizes.gathered_floats, sizes.whole, sizes.tile, sizes.work];
+        let words = [sizes.row_words, sizes.gathered, sizes.words];
+        let elements = floats.iter().chain(&words).fold(0usize, |sum, &n| sum.saturating_add(n));
+        elements.saturating_mul(size_of::<f32>())
     }
 
     pub fn bytes(&self) -> usize {

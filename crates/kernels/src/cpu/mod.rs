@@ -111,17 +111,36 @@ impl Backend for CpuBackend {
         if self.level.has_pairs() { Activations::RoundedToBf16 } else { Activations::Rounded }
     }
 
+    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
+        const TOO_MUCH: usize = usize::MAX;
+        let measured = Packer::measuring(program, limits, self.threads, self.activations()).and_then(|mut packer| {
+            // The steps are not wanted, only what they ask for.
+            prepare(&mut packer)?;
+            Ok((packer.weight_bytes(), packer.finish()?))
+        });
+        let Ok((weights, sizes)) = measured else {
+            return MemoryUse { weights: TOO_MUCH, kv: TOO_MUCH, recurrent: TOO_MUCH, scratch: TOO_MUCH };
+        };
+        let state = program.state();
+        let recurrent = state.recurrent_elements_per_slot().saturating_mul(limits.slots);
+        MemoryUse {
+            weights,
+            kv: kv::cache_bytes(limits.kv_type, limits.blocks, &state.kv).unwrap_or(TOO_MUCH),
+            recurrent: recurrent.saturating_mul(size_of::<f32>()),
+            scratch: scratch_bytes(program, limits, &sizes, self.threads)
+                .saturating_add(CpuSampler::bytes_for(choices(program), self.threads)),
+        }
+    }
+
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
         let team = self.team()?;
         let mut packer = Packer::new(program, limits, &team, self.activations())?;
-        let steps: Vec<_> =
-            program.ops().iter().map(|op| context::prepare(op, &mut packer)).collect::<Result<_, _>>()?;
-        let (matrix_bytes, program_left) = (packer.matrix_bytes(), packer.program_left());
+        let steps = prepare(&mut packer)?;
+        let (weight_bytes, program_left) = (packer.weight_bytes(), packer.program_left());
         let sizes = packer.finish()?;
         let memory = take_memory(program, limits, &sizes)?;
         let lanes = (0..team.lanes()).map(|_| LaneMemory::zeroed(&sizes)).collect::<Result<_, _>>()?;
-        let choices = program.buffer(program.logits()).width.min(program.vocab());
-        let sampler = CpuSampler::new(choices, team.lanes())?;
+        let sampler = CpuSampler::new(choices(program), team.lanes())?;
         Ok(Box::new(CpuExecutor {
             program: program_left,
             limits: limits.clone(),
@@ -131,12 +150,28 @@ impl Backend for CpuBackend {
             memory,
             lanes,
             sampler,
-            matrix_bytes,
+            weight_bytes,
             recorder: Recorder::default(),
             rows: 0,
             logit_rows: 0,
         }))
     }
+}
+
+/// The program's steps, for which the packer packs weights or finds out what they need.
+fn prepare(packer: &mut Packer) -> Result<Vec<Box<dyn CpuOp>>, BackendError> {
+    packer.program.ops().iter().map(|op| context::prepare(op, packer)).collect()
+}
+
+/// Bytes of activations and of what ops make between their stages.
+fn scratch_bytes(program: &Program, limits: &Limits, sizes: &ScratchSizes, lanes: usize) -> usize {
+    let (per_row, per_logit_row) = program.scratch_widths();
+    let activations = per_row.saturating_mul(limits.rows);
+    let logits = per_logit_row.saturating_mul(limits.logit_rows);
+    let shared = [sizes.shared_normed, sizes.shared_words, sizes.shared_interleaved, sizes.shared_work];
+    let elements = [activations, logits].iter().chain(&shared).fold(0usize, |sum, &n| sum.saturating_add(n));
+    let shared = elements.saturating_mul(size_of::<f32>());
+    shared.saturating_add(LaneMemory::bytes_of(sizes).saturating_mul(lanes))
 }
 
 fn take_memory(program: &Program, limits: &Limits, sizes: &ScratchSizes) -> Result<Memory, BackendError> {
@@ -166,6 +201,11 @@ fn take_memory(program: &Program, limits: &Limits, sizes: &ScratchSizes) -> Resu
     })
 }
 
+/// Tokens that can be chosen.
+fn choices(program: &Program) -> usize {
+    program.buffer(program.logits()).width.min(program.vocab())
+}
+
 struct CpuExecutor {
     program: Program,
     limits: Limits,
@@ -175,7 +215,7 @@ struct CpuExecutor {
     memory: Memory,
     lanes: Vec<LaneMemory>,
     sampler: CpuSampler,
-    matrix_bytes: usize,
+    weight_bytes: usize,
     recorder: Recorder,
     /// Of the last batch.
     rows: usize,
@@ -243,15 +283,27 @@ impl Executor for CpuExecutor {
     fn memory(&self) -> MemoryUse {
         let floats = |of: &[Shared<f32>]| of.iter().map(Shared::bytes).sum::<usize>();
         let m = &self.memory;
-        let vectors = self.program.weight_bytes()
-            - self.program.matrices().iter().map(|matrix| matrix.bytes()).sum::<usize>();
         let shared = m.normed.bytes() + m.words.bytes() + m.interleaved.bytes() + m.work.bytes();
         let lanes: usize = self.lanes.iter().map(LaneMemory::bytes).sum();
         MemoryUse {
-            weights: self.matrix_bytes + vectors,
+            weights: self.weight_bytes,
             kv: m.keys.first().map_or(0, KvPool::bytes_of_all),
             recurrent: floats(&m.recurrent),
             scratch: floats(&m.slots) + shared + lanes + self.sampler.bytes(),
+        }
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) {
+        if let Some(pool) = self.memory.keys.first() {
+            // SAFETY: `&mut self` keeps runs away.
+            unsafe { pool.copy_block_of_all(from as usize, to as usize) };
+        }
+    }
+
+    fn copy_slot(&mut self, from: u32, to: u32) {
+        for (state, &width) in self.memory.recurrent.iter().zip(&self.program.state().recurrent) {
+            // SAFETY: `&mut self` keeps runs away.
+            unsafe { state.copy_part(width, from as usize, to as usize) };
         }
     }
 

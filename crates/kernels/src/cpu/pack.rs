@@ -97,23 +97,26 @@ impl Segment {
 }
 
 impl PackedMatrix {
-    /// Packs a matrix into the region from byte `at` on.
-    fn pack(matrix: &Matrix, region: &Arc<Region>, at: usize, team: &Team) -> PackedMatrix {
+    /// A matrix whose place in the region is from byte `at` on.
+    fn placed(matrix: &Matrix, region: &Arc<Region>, at: usize) -> PackedMatrix {
         let (segments, end) = Segment::all(matrix, at).expect("the sizes were added up before");
         let (n_in, n_out) = (matrix.n_in, matrix.n_out);
-        let packed = PackedMatrix { segments, region: region.clone(), bytes: end - at, n_in, n_out };
+        PackedMatrix { segments, region: region.clone(), bytes: end - at, n_in, n_out }
+    }
+
+    /// Packs the matrix into its place.
+    fn fill(&self, matrix: &Matrix, team: &Team) {
         team.run(&|member| {
-            for (segment, tensor) in packed.segments.iter().zip(&matrix.segments) {
+            for (segment, tensor) in self.segments.iter().zip(&matrix.segments) {
                 let panels = share(segment.panels(), 1, member.id, member.of);
                 let step = (PACKED_AT_ONCE / tensor.row_bytes() / WIDTH).max(1);
                 for first in panels.clone().step_by(step) {
                     let part = first..(first + step).min(panels.end);
-                    packed.copy(segment, tensor, part);
+                    self.copy(segment, tensor, part);
                 }
             }
         });
         matrix.segments.iter().for_each(Tensor::give_back);
-        packed
     }
 
     /// Packs these panels of a segment, and gives back the pages they came from.
@@ -258,12 +261,14 @@ impl Table {
     }
 }
 
-/// Packs what the ops ask for and adds up the scratch they need.
+/// Packs what the ops ask for and adds up the scratch they need; or only adds up.
 pub(crate) struct Packer<'a> {
     pub program: &'a Program,
     pub limits: &'a Limits,
     pub activations: Activations,
-    team: &'a Team,
+    /// Who packs. Without a team nothing is packed and no memory is taken: only the sizes are found out.
+    team: Option<&'a Team>,
+    lanes: usize,
     /// Where in the region each matrix begins that an op multiplies with.
     places: Vec<Option<usize>>,
     region: Arc<Region>,
@@ -279,6 +284,26 @@ impl<'a> Packer<'a> {
         program: &'a Program,
         limits: &'a Limits,
         team: &'a Team,
+        activations: Activations,
+    ) -> Result<Packer<'a>, BackendError> {
+        Packer::with(program, limits, Some(team), team.lanes(), activations)
+    }
+
+    /// Finds out what a program takes on so many lanes.
+    pub fn measuring(
+        program: &'a Program,
+        limits: &'a Limits,
+        lanes: usize,
+        activations: Activations,
+    ) -> Result<Packer<'a>, BackendError> {
+        Packer::with(program, limits, None, lanes, activations)
+    }
+
+    fn with(
+        program: &'a Program,
+        limits: &'a Limits,
+        team: Option<&'a Team>,
+        lanes: usize,
         activations: Activations,
     ) -> Result<Packer<'a>, BackendError> {
         let mut places = vec![None; program.matrices().len()];
@@ -298,9 +323,10 @@ impl<'a> Packer<'a> {
             limits,
             activations,
             team,
+            lanes,
             packed: program.matrices().iter().map(|_| None).collect(),
             places,
-            region: Arc::new(Region::zeroed(size, what)?),
+            region: Arc::new(Region::zeroed(if team.is_some() { size } else { 0 }, what)?),
             sizes: ScratchSizes::default(),
             overflow: false,
         })
@@ -313,7 +339,7 @@ impl<'a> Packer<'a> {
 
     /// Lanes that the program will run on.
     pub fn lanes(&self) -> usize {
-        self.team.lanes()
+        self.lanes
     }
 
     /// A matrix to multiply with, and the scratch for it.
@@ -344,8 +370,12 @@ impl<'a> Packer<'a> {
         if let Some(packed) = place {
             return packed.clone();
         }
-        let packed = Arc::new(PackedMatrix::pack(self.program.matrix(id), &self.region, at, self.team));
-        place.insert(packed).clone()
+        let matrix = self.program.matrix(id);
+        let packed = PackedMatrix::placed(matrix, &self.region, at);
+        if let Some(team) = self.team {
+            packed.fill(matrix, team);
+        }
+        place.insert(Arc::new(packed)).clone()
     }
 
     /// Room for as many elements as the product of `factors` in one part of the scratch.
@@ -371,9 +401,10 @@ impl<'a> Packer<'a> {
         self.program.without_weights(&|id| self.packed[id.0 as usize].is_none())
     }
 
-    /// Bytes of the matrices: as packed, or as they are where they were left in place.
-    pub fn matrix_bytes(&self) -> usize {
-        let matrices = self.packed.iter().zip(self.program.matrices());
-        matrices.map(|(packed, m)| packed.as_ref().map_or_else(|| m.bytes(), |p| p.bytes)).sum()
+    /// Bytes of all weights: of matrices as packed, or as they are where they were left in place.
+    pub fn weight_bytes(&self) -> usize {
+        let pairs = || self.packed.iter().zip(self.program.matrices());
+        let packed: usize = pairs().map(|(packed, m)| packed.as_ref().map_or(m.bytes(), |p| p.bytes)).sum();
+        packed + self.program.weight_bytes() - pairs().map(|(_, m)| m.bytes()).sum::<usize>()
     }
 }

@@ -28,6 +28,10 @@ impl Backend for ReferenceBackend {
         "reference"
     }
 
+    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
+        ReferenceWith(Activations::Exact).memory(program, limits)
+    }
+
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
         ReferenceWith(Activations::Exact).compile(program, limits)
     }
@@ -44,6 +48,19 @@ impl Backend for ReferenceWith {
 
     fn activations(&self) -> Activations {
         self.0
+    }
+
+    /// Values of the cache lie as f32 whatever their type.
+    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
+        let state = program.state();
+        let floats = |n: usize, of_each: usize| n.saturating_mul(of_each).saturating_mul(size_of::<f32>());
+        let (per_row, per_logit_row) = program.scratch_widths();
+        MemoryUse {
+            weights: program.weight_bytes(),
+            kv: floats(limits.blocks, state.kv_elements_per_token().saturating_mul(BLOCK)),
+            recurrent: floats(limits.slots, state.recurrent_elements_per_slot()),
+            scratch: floats(limits.rows, per_row).saturating_add(floats(limits.logit_rows, per_logit_row)),
+        }
     }
 
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
@@ -114,6 +131,21 @@ impl Executor for Reference {
         }
     }
 
+    fn copy_block(&mut self, from: u32, to: u32) {
+        for (cells, layer) in
+            self.cx.keys.iter_mut().chain(&mut self.cx.values).zip(self.cx.program.state().kv.iter().cycle())
+        {
+            let elements = BLOCK * layer.kv_heads * layer.head_dim;
+            copy_part(cells, elements, from, to);
+        }
+    }
+
+    fn copy_slot(&mut self, from: u32, to: u32) {
+        for (state, &width) in self.cx.recurrent.iter_mut().zip(&self.cx.program.state().recurrent) {
+            copy_part(state, width, from, to);
+        }
+    }
+
     fn set_profiling(&mut self, on: bool) {
         self.times.clear();
         self.times.resize(if on { self.cx.program.ops().len() } else { 0 }, OpTime::default());
@@ -137,6 +169,12 @@ impl Executor for Reference {
         let values: Vec<f32> = values.iter().map(|&v| rounded(kv_type, v)).collect();
         self.cx.place_mut(place)[..values.len()].copy_from_slice(&values);
     }
+}
+
+/// Copies one of the parts of `width` elements over another.
+fn copy_part(values: &mut [f32], width: usize, from: u32, to: u32) {
+    let from = from as usize * width;
+    values.copy_within(from..from + width, to as usize * width);
 }
 
 fn run(op: &Op, cx: &mut Cx) {

@@ -4,7 +4,7 @@ mod phase;
 mod report;
 
 use anyhow::{Result, anyhow, bail};
-use exotherm_engine::{Engine, EngineConfig, EngineError};
+use exotherm_engine::{Engine, EngineError};
 use exotherm_kernels::cpu::{CpuBackend, Speed};
 use exotherm_kernels::profile::WorkCounter;
 use exotherm_kernels::{BackendError, KvType, Program};
@@ -20,8 +20,8 @@ use report::Report;
 
 /// Show where a model's time goes, op by op, and which limit of the machine it meets
 ///
-/// Reads a prompt of -p tokens and then writes -n tokens, each phase by itself, once unmeasured and then -r times; the
-/// run of median length is shown. TIME is wall time between the ends of two ops, with all threads; what is spent
+/// Reads a prompt of -p tokens and writes -n tokens behind such a prompt (rounded up to whole blocks of 16), each phase by
+/// itself, once unmeasured and then -r times; the run of median length is shown. TIME is wall time between the ends of two ops, with all threads; what is spent
 /// outside of ops (sampling, planning, waking threads) is `other`, and the parts sum to the total.
 ///
 /// BYTES are the weights and the state (keys, values, recurrent state) that the step needs, each counted once, or the
@@ -142,11 +142,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
 
 fn engine(args: &Args, program: &Program, backend: &dyn exotherm_kernels::Backend) -> Result<Engine> {
     // The last token is not run, but has its place in the context.
-    let ctx = args.prompt.saturating_add(args.generate).saturating_add(1);
+    let ctx = model::whole_blocks(args.prompt).saturating_add(args.generate).saturating_add(1);
     if let Some(most) = program.max_positions().filter(|&most| ctx > most) {
         bail!("this model has {most} positions, the profile needs {ctx}; give smaller -p and -n");
     }
-    let config = EngineConfig { kv_type: args.kv_type, max_seqs: args.batch, ..EngineConfig::new(ctx) };
+    let config = model::measured_config(ctx, args.batch, args.kv_type);
     Engine::new(program, backend, config).map_err(|error| match error {
         EngineError::Memory { .. } | EngineError::Backend(BackendError::Memory { .. }) => {
             anyhow!(

@@ -33,6 +33,13 @@ impl Desk {
         })
     }
 
+    /// The memory of one for so many tokens.
+    pub fn bytes_for(vocab: usize) -> usize {
+        let blocks = vocab.div_ceil(BLOCK);
+        let (floats, words) = (vocab.saturating_add(blocks), vocab.saturating_add(blocks + BUCKETS));
+        floats.saturating_mul(size_of::<f32>()).saturating_add(words.saturating_mul(size_of::<u64>()))
+    }
+
     pub fn bytes(&self) -> usize {
         let words = [&self.sums, &self.words, &self.buckets].map(Shared::bytes);
         self.changed.bytes() + self.maxes.bytes() + words.iter().sum::<usize>()

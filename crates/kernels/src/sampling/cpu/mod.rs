@@ -35,6 +35,11 @@ impl CpuSampler {
         Ok(CpuSampler { desks: (0..lanes).map(|_| Desk::new(vocab)).collect::<Result<_, _>>()? })
     }
 
+    /// The memory of one for so many tokens and lanes.
+    pub fn bytes_for(vocab: usize, lanes: usize) -> usize {
+        Desk::bytes_for(vocab).saturating_mul(lanes)
+    }
+
     pub fn bytes(&self) -> usize {
         self.desks.iter().map(Desk::bytes).sum()
     }

@@ -1,0 +1,257 @@
+//! `exotherm serve`: models behind the OpenAI API.
+
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use exotherm_engine::{EngineConfig, EngineHandle, MemoryPlan};
+use exotherm_kernels::{Backend, KvType, Program};
+use exotherm_server::{Config, Facts, ServedModel, Server};
+use exotherm_weights::store::DEFAULT_MODEL;
+
+use crate::Context;
+use crate::args::{ComputeArgs, QuantizeArg, bytes, kv_types, positive};
+use crate::model::{self, LoadTimes};
+use crate::output::{self, UsageError, note};
+
+/// How often it is looked whether the server is to stop.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Serve models over HTTP, as OpenAI does
+///
+/// Chats at /v1/chat/completions, completions at /v1/completions, models at /v1/models, a page for the browser at /, and
+/// /tokenize, /detokenize, /health, /ready, /metrics and /openapi.json. Ctrl-C or SIGTERM ends it once everything that
+/// was begun is finished; a second one ends it at once. Everything but the address goes to stderr.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// A known name, a path or hf:org/repo[/file] [default: smollm2]
+    #[arg(value_name = "MODEL", conflicts_with = "models")]
+    model: Option<String>,
+    /// Serve MODEL under this name; may be given several times
+    #[arg(long = "model", value_name = "NAME=MODEL", value_parser = named)]
+    models: Vec<(String, String)>,
+    /// Address to listen at; any other than this machine's own needs a key
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen at; 0 takes one that is free
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    port: u16,
+    /// Tokens of prompt and answer together [default: what the model was trained for, at most 4096]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    ctx: Option<usize>,
+    /// Requests that run at a time, of each model
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = positive)]
+    max_seqs: usize,
+    /// Requests that may wait beside those that run; more are sent away
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    queue: usize,
+    /// Memory that a model may take in all (6G, 800M): less cache, and fewer requests at a time when they are long
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    memory: Option<usize>,
+    /// How keys and values are stored
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_types())]
+    kv_type: KvType,
+    #[command(flatten)]
+    quantize: QuantizeArg,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    access: AccessArgs,
+    /// Ignore parameters that are not known or supported, and say so in the reply's x-exotherm-warning header
+    #[arg(long)]
+    lenient: bool,
+    /// Seconds after which an answer is cut off [default: never]
+    #[arg(long, value_name = "SECONDS", value_parser = positive)]
+    timeout: Option<usize>,
+    /// Seconds in which requests may finish when the server is told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain: u64,
+}
+
+/// Who may use the server.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Access")]
+struct AccessArgs {
+    /// A key that opens the server; may be given several times
+    #[arg(
+        long = "api-key",
+        value_name = "KEY",
+        env = "EXOTHERM_API_KEYS",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    api_keys: Vec<String>,
+    /// Listen without a key where others can reach it
+    #[arg(long)]
+    insecure: bool,
+    /// Let web pages of this origin use the server (https://example.org, or * for all); may be given several times
+    #[arg(long, value_name = "ORIGIN")]
+    cors: Vec<String>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  exotherm serve                                       the default model at http://127.0.0.1:8080
+  exotherm serve model.gguf --port 9000 --ctx 8192
+  exotherm serve --model small=smollm2 --model big=./big.gguf
+  exotherm serve --host 0.0.0.0 --api-key \"$KEY\"       or EXOTHERM_API_KEYS=key1,key2
+  curl localhost:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'
+
+RUST_LOG=exotherm=info prints a line about each request.
+Exit codes: 0 stopped, 1 error, 2 wrong usage, 130 Ctrl-C while loading or a second time.";
+
+/// NAME=MODEL.
+fn named(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, model)) if !name.is_empty() && !model.is_empty() => Ok((name.into(), model.into())),
+        _ => Err("write NAME=MODEL".into()),
+    }
+}
+
+pub fn run(args: &Args, cx: &Context) -> Result<()> {
+    let names = names(args)?;
+    let address = address(args)?;
+    let keys: Vec<String> = args.access.api_keys.iter().map(|key| key.trim().to_string()).collect();
+    if keys.iter().any(String::is_empty) {
+        return Err(UsageError("an API key is empty".into()).into());
+    }
+    if !address.ip().is_loopback() && keys.is_empty() && !args.access.insecure {
+        let why = format!(
+            "{} can be reached by others: give an --api-key (or EXOTHERM_API_KEYS), or --insecure to do without",
+            address.ip()
+        );
+        return Err(UsageError(why).into());
+    }
+    let listener = TcpListener::bind(address).with_context(|| format!("cannot listen at {address}"))?;
+    let server = Server::start(listener, config(args, keys, address.ip()))?;
+    let models = names.iter().map(|(name, model)| load(args, cx, name, model)).collect::<Result<_>>()?;
+    server.publish(models);
+    output::text(format_args!("listening at http://{}", server.address()))?;
+    wait(server, args, cx);
+    Ok(())
+}
+
+fn config(args: &Args, api_keys: Vec<String>, ip: IpAddr) -> Config {
+    Config {
+        api_keys,
+        cors: args.access.cors.clone(),
+        local_names_only: ip.is_loopback(),
+        lenient: args.lenient,
+        request_timeout: args.timeout.map(|seconds| Duration::from_secs(seconds as u64)),
+        drain: Duration::from_secs(args.drain),
+        ..Config::default()
+    }
+}
+
+/// The models and the names they are served under.
+fn names(args: &Args) -> Result<Vec<(String, String)>> {
+    if args.models.is_empty() {
+        let model = args.model.as_deref().unwrap_or(DEFAULT_MODEL);
+        return Ok(vec![(public_name(model), model.to_string())]);
+    }
+    for (i, (name, _)) in args.models.iter().enumerate() {
+        if args.models[..i].iter().any(|(other, _)| other == name) {
+            return Err(UsageError(format!("two models are called {name}")).into());
+        }
+    }
+    Ok(args.models.clone())
+}
+
+/// A name that tells no folder of this machine.
+fn public_name(model: &str) -> String {
+    if let Some(hub) = model.strip_prefix("hf:") {
+        return hub.to_string();
+    }
+    let path = std::path::Path::new(model);
+    let file = path.file_name().map_or(model.into(), |name| name.to_string_lossy());
+    let stem = [".gguf", ".safetensors"].iter().find_map(|ending| file.strip_suffix(ending));
+    stem.unwrap_or(&file).to_string()
+}
+
+fn address(args: &Args) -> Result<SocketAddr> {
+    let host = args.host.trim_start_matches('[').trim_end_matches(']');
+    let mut found =
+        (host, args.port).to_socket_addrs().with_context(|| format!("there is no address {host}"))?;
+    found.next().with_context(|| format!("there is no address {host}"))
+}
+
+fn load(args: &Args, cx: &Context, name: &str, model_name: &str) -> Result<ServedModel> {
+    let begin = Instant::now();
+    let mut checkpoint = model::open(cx, model_name)?;
+    let model = model::record(&mut checkpoint, args.quantize.quantize)?;
+    let ctx = model::context(&model.program, &model.info, args.ctx);
+    let (backend, level) = model::backend_and_level(&args.compute)?;
+    let config = engine_config(args, ctx, &model.program, &*backend)?;
+    note(format_args!("{name}: {} sequences of up to {ctx} tokens", args.max_seqs));
+    note(MemoryPlan::new(&model.program, &*backend, &config));
+    let ready = model::make_ready(checkpoint, model.program, &*backend, config, LoadTimes::default())?;
+    let facts = Facts {
+        kv_type: args.kv_type.name().into(),
+        backend: backend.name().into(),
+        level: level.into(),
+        threads: args.compute.threads(),
+    };
+    let handle = EngineHandle::start(ready.engine, args.max_seqs.saturating_add(args.queue));
+    let handle = handle.context("cannot start the engine's thread")?;
+    if !matches!(ready.tokenizer.chat_template(), Ok(Some(_))) {
+        note(format_args!(
+            "note: {name} has no chat template that can be used; it answers /v1/completions only"
+        ));
+    }
+    note(format_args!("{name}: ready after {:.2} s", begin.elapsed().as_secs_f64()));
+    Ok(ServedModel::new(name.into(), handle, ready.tokenizer, ready.stop_tokens, facts))
+}
+
+fn engine_config(args: &Args, ctx: usize, program: &Program, backend: &dyn Backend) -> Result<EngineConfig> {
+    let config = EngineConfig {
+        max_seqs: args.max_seqs,
+        queue: args.queue,
+        kv_type: args.kv_type,
+        // One state at the end of each prompt and one that moves along with the answer.
+        snapshots: args.max_seqs.saturating_mul(2),
+        ..EngineConfig::serving(ctx)
+    };
+    match args.memory {
+        Some(bytes) => Ok(config.within(bytes, program, backend)?),
+        None => Ok(config),
+    }
+}
+
+/// Waits for Ctrl-C or SIGTERM, then for what is under way. While it waits, a second one ends the process.
+fn wait(server: Server, args: &Args, cx: &Context) {
+    let watched = cx.interrupt.watch();
+    while !cx.interrupt.pressed() && !server.is_finished() {
+        sleep(TICK);
+    }
+    if !server.is_finished() {
+        note(format_args!("stopping: requests may finish within {} s", args.drain));
+    }
+    server.stop();
+    server.wait();
+    drop(watched);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_names_hide_folders() {
+        let cases = [
+            ("smollm2", "smollm2"),
+            ("/home/me/models/a.b.gguf", "a.b"),
+            ("./folder", "folder"),
+            ("x/model.safetensors", "model"),
+            ("hf:org/repo/file.gguf", "org/repo/file.gguf"),
+        ];
+        cases.iter().for_each(|(model, name)| assert_eq!(public_name(model), *name));
+    }
+
+    #[test]
+    fn models_have_names() {
+        assert_eq!(named("a=b=c"), Ok(("a".into(), "b=c".into())));
+        ["", "a", "=b", "a="].iter().for_each(|wrong| assert!(named(wrong).is_err(), "{wrong:?}"));
+    }
+}

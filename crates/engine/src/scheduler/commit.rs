@@ -1,0 +1,137 @@
+//! What came of a step.
+
+use std::time::Instant;
+
+use exotherm_kernels::{BLOCK, SampleRow, Sampled};
+
+use super::Scheduler;
+use super::plan::{Fork, Plan, Sample, Save};
+use crate::blocks::BlockPool;
+use crate::request::{Event, FinishReason, TokenLogprobs};
+use crate::sequence::Sequence;
+use crate::snapshots::SnapshotPool;
+
+impl Scheduler {
+    /// What is to be chosen for each of the plan's samples.
+    pub fn sample_rows(&self, plan: &Plan) -> Vec<SampleRow<'_>> {
+        let sample_row = |sample: &Sample| {
+            // Another choice of the same prompt, about to begin, has the same tokens so far.
+            let sequence = self.at(sample.place);
+            SampleRow {
+                logits: sample.logits as usize,
+                sampling: &sequence.sampling,
+                prompt: sequence.prompt(),
+                output: sequence.output(),
+                position: sequence.tokens.len(),
+                logprobs: sequence.logprobs,
+            }
+        };
+        plan.samples().iter().map(sample_row).collect()
+    }
+
+    /// Takes in a step that ran; `sampled` is what came of each of the plan's samples. A request whose logits were no
+    /// numbers is over.
+    pub fn commit(&mut self, plan: Plan, sampled: &[Sampled], now: Instant, events: &mut Vec<Event>) {
+        self.is_moving = true;
+        for row in &plan.rows {
+            self.at_mut(row.place).computed = (row.start + row.len) as usize;
+            self.register(row.place);
+        }
+        plan.saves.iter().for_each(|save| self.keep(save));
+        plan.forks.iter().for_each(|fork| self.fork(fork));
+        assert_eq!(plan.samples.len(), sampled.len(), "a token for everyone who gets one");
+        for (sample, sampled) in plan.samples.iter().zip(sampled) {
+            let Some(token) = sampled.token else {
+                events.push(self.end(sample.place, FinishReason::Failed, now));
+                continue;
+            };
+            let sequence = self.at_mut(sample.place);
+            let (id, index) = (sequence.id, sequence.output().len());
+            let finish = sequence.accept(token, now);
+            if !matches!(finish, Some(FinishReason::Stop(_))) {
+                let logprobs = TokenLogprobs::of(sampled);
+                events.push(Event::Token { id, token, index, logprobs });
+            }
+            if index == 0 {
+                self.free_followers(id);
+            }
+            if let Some(reason) = finish {
+                events.push(self.end(sample.place, reason, now));
+            }
+        }
+        self.spare = plan;
+        self.audit();
+        self.is_moving = false;
+    }
+
+    /// Makes the blocks that have become full findable.
+    fn register(&mut self, place: u32) {
+        if !self.sizes.has_kv {
+            return;
+        }
+        let sequence = self.places[place as usize].as_mut().expect("a running sequence has its place");
+        while sequence.prefix.is_open && sequence.prefix.registered < sequence.computed / BLOCK {
+            let i = sequence.prefix.registered;
+            let name = sequence.name(i, self.chain);
+            let (block, before) = (sequence.blocks[i], sequence.prefix.id);
+            match self.pool.register(block, name, before, sequence.block_tokens(i)) {
+                Some((block, id)) => {
+                    sequence.blocks[i] = block;
+                    (sequence.prefix.registered, sequence.prefix.id) = (i + 1, id);
+                }
+                None => sequence.prefix.is_open = false,
+            }
+        }
+    }
+
+    /// Makes a snapshot that was taken findable.
+    fn keep(&mut self, save: &Save) {
+        let sequence = self.places[save.place as usize].as_mut().expect("a running sequence has its place");
+        let name = sequence.name(save.end / BLOCK - 1, self.chain);
+        let kept = self.snapshots.register(save.index, name, &sequence.tokens[..save.end]);
+        if save.end == sequence.tokens.len() {
+            sequence.tail = kept;
+        }
+    }
+
+    /// Lets a sequence go on where another one is; what they both have they share.
+    fn fork(&mut self, fork: &Fork) {
+        let leader = self.at(fork.from);
+        let (computed, blocks, prefix) = (leader.computed, leader.blocks.clone(), leader.prefix.clone());
+        blocks.iter().for_each(|&block| self.pool.hold(block));
+        let follower = self.at_mut(fork.to);
+        (follower.computed, follower.blocks, follower.prefix) = (computed, blocks, prefix);
+        self.start(fork.to);
+    }
+
+    /// Ends the requests of a step that failed: their state is not to be trusted. If things were being moved when it
+    /// failed, nothing is where it should be: then all requests end and everything is forgotten.
+    pub fn abandon(&mut self, plan: Option<Plan>, now: Instant, events: &mut Vec<Event>) {
+        if std::mem::replace(&mut self.is_moving, true) {
+            return self.reset(now, events);
+        }
+        if let Some(plan) = plan {
+            plan.saves.iter().for_each(|save| self.snapshots.give_back(save.index));
+            let places = plan.rows.iter().map(|row| row.place).chain(plan.forks.iter().map(|fork| fork.to));
+            for place in places {
+                events.push(self.end(place, FinishReason::Failed, now));
+            }
+            self.spare = plan;
+        }
+        self.audit();
+        self.is_moving = false;
+    }
+
+    fn reset(&mut self, now: Instant, events: &mut Vec<Event>) {
+        let all = self.places.iter_mut().filter_map(Option::take).chain(self.waiting.drain(..));
+        let failed =
+            |s: &Sequence| Event::Finished { id: s.id, reason: FinishReason::Failed, stats: s.stats(now) };
+        events.extend(all.map(|sequence| failed(&sequence)));
+        self.running.clear();
+        self.spare = Plan::default();
+        self.pool = BlockPool::new(self.sizes.blocks);
+        self.snapshots = SnapshotPool::new(self.places.len(), self.sizes.snapshots);
+        self.audit();
+        self.is_moving = false;
+    }
+}

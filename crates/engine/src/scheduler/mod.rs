@@ -1,0 +1,282 @@
+//! The only one that moves sequences: decides what runs, and takes in what came of it.
+
+mod commit;
+mod plan;
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use exotherm_kernels::{BLOCK, Limits, Program};
+
+use crate::blocks::{BlockPool, Books};
+use crate::config::EngineConfig;
+use crate::error::EngineError;
+use crate::prefix::{Chain, chained};
+use crate::request::{Event, FinishReason, Request, RequestId};
+use crate::sequence::{Rank, Sequence};
+use crate::snapshots::SnapshotPool;
+pub(crate) use plan::{Plan, StateCopy};
+
+/// Steps of waiting that a level of priority is worth.
+const AGEING_STEPS: i64 = 64;
+/// The highest level of priority and, negative, the lowest: nobody waits for more than twice so many levels.
+const MOST_PRIORITY: i32 = 100;
+
+/// What the scheduler has at the moment, and has done so far.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct SchedulerStats {
+    pub waiting: usize,
+    pub running: usize,
+    /// Steps that were planned.
+    pub steps: u64,
+    /// Times that a sequence gave its blocks back to others.
+    pub preemptions: u64,
+    /// Tokens of all prompts that began to run.
+    pub prompt_tokens: u64,
+    /// Those of them whose state was there already.
+    pub cached_tokens: u64,
+    pub books: Books,
+    /// Recurrent states that are remembered, and that there is room for.
+    pub snapshots: usize,
+    pub snapshots_total: usize,
+}
+
+pub(crate) struct Scheduler {
+    sizes: Sizes,
+    chain: Chain,
+    pool: BlockPool,
+    snapshots: SnapshotPool,
+    /// Running sequences; a place is a slot of recurrent state, too.
+    places: Vec<Option<Sequence>>,
+    /// Places of the running ones, those that come first first.
+    running: Vec<u32>,
+    /// In the same order.
+    waiting: VecDeque<Sequence>,
+    /// What was counted so far.
+    counts: SchedulerStats,
+    last_id: u64,
+    /// A plan that was committed, whose memory is for the next.
+    spare: Plan,
+    /// Blocks found for the sequence that is about to be let in.
+    hits: Vec<u32>,
+    /// Whether something is being moved, so that a panic meanwhile leaves things nowhere.
+    is_moving: bool,
+}
+
+struct Sizes {
+    ctx: usize,
+    chunk: usize,
+    queue: usize,
+    vocab: usize,
+    blocks: usize,
+    snapshots: usize,
+    snapshot_stride: usize,
+    has_kv: bool,
+    is_recurrent: bool,
+}
+
+impl Scheduler {
+    pub fn new(program: &Program, config: &EngineConfig, limits: &Limits) -> Scheduler {
+        let is_recurrent = !program.state().recurrent.is_empty();
+        let sizes = Sizes {
+            ctx: config.ctx,
+            chunk: config.chunk,
+            queue: config.queue,
+            vocab: program.vocab(),
+            blocks: limits.blocks,
+            snapshots: if is_recurrent { config.snapshots } else { 0 },
+            snapshot_stride: config.snapshot_stride,
+            has_kv: !program.state().kv.is_empty(),
+            is_recurrent,
+        };
+        Scheduler {
+            chain: chained,
+            pool: BlockPool::new(sizes.blocks),
+            snapshots: SnapshotPool::new(config.max_seqs, sizes.snapshots),
+            places: (0..config.max_seqs).map(|_| None).collect(),
+            running: Vec::with_capacity(config.max_seqs),
+            waiting: VecDeque::new(),
+            counts: SchedulerStats::default(),
+            last_id: 0,
+            spare: Plan::default(),
+            hits: Vec::new(),
+            is_moving: false,
+            sizes,
+        }
+    }
+
+    /// Names beginnings in another way, so that different ones have the same name more often than by accident.
+    #[cfg(test)]
+    pub fn set_chain(&mut self, chain: Chain) {
+        self.chain = chain;
+    }
+
+    fn check(&self, request: &Request) -> Result<(), EngineError> {
+        request.check(self.sizes.ctx, self.sizes.vocab)?;
+        let (prompt, max_tokens) = (request.prompt.len(), request.max_tokens);
+        // The last token is never run.
+        let (need, blocks) = (self.blocks_for(prompt + max_tokens - 1), self.sizes.blocks);
+        if need > blocks {
+            return Err(EngineError::TooManyBlocks { prompt, max_tokens, need, blocks });
+        }
+        if request.priority.unsigned_abs() > MOST_PRIORITY as u32 {
+            return Err(EngineError::Priority { priority: request.priority, most: MOST_PRIORITY });
+        }
+        Ok(())
+    }
+
+    /// Queues a request, a sequence for each of its choices; gives the name of the first.
+    pub fn submit(&mut self, request: Request, now: Instant) -> Result<RequestId, EngineError> {
+        let (running, waiting, queue) = (self.running.len(), self.waiting.len(), self.sizes.queue);
+        let (n, most) = (request.n, self.places.len().saturating_add(queue));
+        if !(1..=most).contains(&n) {
+            return Err(EngineError::Choices { n, most });
+        }
+        self.check(&request)?;
+        if running + waiting + n > most {
+            return Err(EngineError::QueueFull { running, waiting, queue });
+        }
+        let first = RequestId(self.last_id + 1);
+        let since = self.counts.steps as i64 - i64::from(request.priority) * AGEING_STEPS;
+        for i in 0..n {
+            let id = first.choice(i);
+            let mut choice = request.clone();
+            choice.sampling.seed = choice.sampling.seed.wrapping_add(i as u64);
+            let mut sequence = Sequence::new(id, Rank { since, id }, choice, now);
+            sequence.leader = (i > 0).then_some(first);
+            self.wait(sequence);
+        }
+        self.last_id += n as u64;
+        Ok(first)
+    }
+
+    fn wait(&mut self, sequence: Sequence) {
+        let at = self.waiting.partition_point(|other| other.rank < sequence.rank);
+        self.waiting.insert(at, sequence);
+    }
+
+    /// Counts a place among the running ones.
+    fn start(&mut self, place: u32) {
+        let rank = self.at(place).rank;
+        let at = self.running.partition_point(|&other| self.at(other).rank < rank);
+        self.running.insert(at, place);
+    }
+
+    /// Ends a request that waits or runs, with everything it has.
+    pub fn cancel(&mut self, id: RequestId, now: Instant) -> Option<Event> {
+        self.end_named(id, FinishReason::Cancelled, now)
+    }
+
+    /// Ends the requests whose deadlines have passed.
+    pub fn expire(&mut self, now: Instant, events: &mut Vec<Event>) {
+        let is_late = |s: &&Sequence| s.deadline.is_some_and(|deadline| deadline <= now);
+        while let Some(late) = self.waiting.iter().chain(self.places.iter().flatten()).find(is_late) {
+            let id = late.id;
+            events.extend(self.end_named(id, FinishReason::Deadline, now));
+        }
+    }
+
+    fn end_named(&mut self, id: RequestId, reason: FinishReason, now: Instant) -> Option<Event> {
+        if let Some(i) = self.waiting.iter().position(|s| s.id == id) {
+            let stats = self.waiting.remove(i)?.stats(now);
+            self.free_followers(id);
+            return Some(Event::Finished { id, reason, stats });
+        }
+        let place = self.places.iter().position(|p| p.as_ref().is_some_and(|s| s.id == id))?;
+        let event = self.end(place as u32, reason, now);
+        self.audit();
+        Some(event)
+    }
+
+    fn end(&mut self, place: u32, reason: FinishReason, now: Instant) -> Event {
+        let sequence = self.take_out(place);
+        self.free_followers(sequence.id);
+        Event::Finished { id: sequence.id, reason, stats: sequence.stats(now) }
+    }
+
+    /// Other choices of the same prompt need not wait for this one any more.
+    fn free_followers(&mut self, leader: RequestId) {
+        self.waiting.iter_mut().filter(|s| s.leader == Some(leader)).for_each(|s| s.leader = None);
+    }
+
+    /// Takes a sequence out of its place; its blocks are let go of, and what of them is registered can still be found.
+    fn take_out(&mut self, place: u32) -> Sequence {
+        self.running.retain(|&p| p != place);
+        let mut sequence = self.places[place as usize].take().expect("a running sequence has its place");
+        self.pool.release_all(&mut sequence.blocks);
+        sequence
+    }
+
+    /// Makes a running sequence wait again, to be computed anew with the tokens it has got so far.
+    fn preempt(&mut self, place: u32) {
+        let mut sequence = self.take_out(place);
+        sequence.computed = 0;
+        sequence.prefix.restart();
+        sequence.preemptions += 1;
+        self.counts.preemptions += 1;
+        self.wait(sequence);
+    }
+
+    /// Lets everything be forgotten that no running sequence uses.
+    pub fn forget_prefixes(&mut self) {
+        self.pool.forget_cached();
+        self.snapshots.forget_all();
+        self.audit();
+    }
+
+    #[cfg(test)]
+    pub fn sequences(&self) -> impl Iterator<Item = &Sequence> {
+        self.places.iter().flatten()
+    }
+
+    #[cfg(test)]
+    pub fn waiting(&self) -> impl Iterator<Item = &Sequence> {
+        self.waiting.iter()
+    }
+
+    pub fn at(&self, place: u32) -> &Sequence {
+        self.places[place as usize].as_ref().expect("the place is taken")
+    }
+
+    fn at_mut(&mut self, place: u32) -> &mut Sequence {
+        self.places[place as usize].as_mut().expect("the place is taken")
+    }
+
+    fn free_place(&self) -> Option<u32> {
+        self.places.iter().position(Option::is_none).map(|place| place as u32)
+    }
+
+    fn blocks_for(&self, tokens: usize) -> usize {
+        if self.sizes.has_kv { tokens.div_ceil(BLOCK) } else { 0 }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    pub fn books(&self) -> Books {
+        self.pool.books()
+    }
+
+    pub fn stats(&self) -> SchedulerStats {
+        SchedulerStats {
+            waiting: self.waiting.len(),
+            running: self.running.len(),
+            books: self.books(),
+            snapshots: self.snapshots.kept(),
+            snapshots_total: self.snapshots.total(),
+            ..self.counts
+        }
+    }
+
+    /// Goes through all books, in debug builds.
+    fn audit(&self) {
+        if cfg!(debug_assertions) {
+            self.pool.audit(self.places.iter().flatten().map(|s| s.blocks.as_slice()));
+            self.snapshots.audit();
+            assert_eq!(self.running.len(), self.places.iter().flatten().count(), "a sequence is lost");
+            assert!(self.waiting.iter().all(|s| s.blocks.is_empty()), "who waits has no blocks");
+            assert!(self.running.windows(2).all(|w| self.at(w[0]).rank < self.at(w[1]).rank), "out of order");
+        }
+    }
+}

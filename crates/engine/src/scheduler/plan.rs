@@ -1,0 +1,367 @@
+//! What the next step is to run.
+
+use std::time::Instant;
+
+use exotherm_kernels::{BLOCK, Batch};
+
+use super::Scheduler;
+use crate::blocks::PrefixId;
+use crate::sequence::Sequence;
+
+/// The unit of work: tokens `start..start + len` of a sequence. A piece of a prompt and a decoded token are
+/// the same thing; the sequence whose last token is in it gets a new one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    /// The sequence's place, which is its slot of recurrent state too.
+    pub place: u32,
+    pub start: u32,
+    pub len: u32,
+    pub wants_logits: bool,
+}
+
+/// A sequence that gets a token, and which of the step's rows of logits it is chosen from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    pub logits: u32,
+    pub place: u32,
+}
+
+/// State that is copied outside of the program.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StateCopy {
+    Block { from: u32, to: u32 },
+    Slot { from: u32, to: u32 },
+}
+
+/// The state of a place after the step, at position `end`, becomes a snapshot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Save {
+    pub place: u32,
+    pub end: usize,
+    pub index: u32,
+}
+
+/// The sequence in place `to` goes on where that of `from` is after the step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fork {
+    pub from: u32,
+    pub to: u32,
+}
+
+/// One step's work. It cannot be copied and `commit` consumes it, so no step is taken in twice.
+#[derive(Default)]
+pub(crate) struct Plan {
+    pub(super) rows: Vec<Row>,
+    pub(super) samples: Vec<Sample>,
+    pub(super) before: Vec<StateCopy>,
+    pub(super) after: Vec<StateCopy>,
+    pub(super) saves: Vec<Save>,
+    pub(super) forks: Vec<Fork>,
+    /// Rows of logits that are wanted.
+    logits: u32,
+}
+
+impl Plan {
+    /// In the order of their logits.
+    pub fn samples(&self) -> &[Sample] {
+        &self.samples
+    }
+
+    /// Copies that must be made before the step runs, one after another.
+    pub fn before(&self) -> &[StateCopy] {
+        &self.before
+    }
+
+    /// Copies that must be made after it.
+    pub fn after(&self) -> &[StateCopy] {
+        &self.after
+    }
+
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.samples.clear();
+        self.before.clear();
+        self.after.clear();
+        self.saves.clear();
+        self.forks.clear();
+        self.logits = 0;
+    }
+}
+
+impl Scheduler {
+    /// Says what is to run: one token of every sequence that decodes, and of prompts as many as the chunk has rows beside
+    /// them, but one at least, so that they cannot starve. Then waiting requests are let in, as far as there are places,
+    /// blocks and rows for them. Every sequence that is touched has a row in the plan or is forked by it.
+    pub fn plan(&mut self, now: Instant) -> Option<Plan> {
+        self.is_moving = true;
+        self.counts.steps += 1;
+        let mut plan = std::mem::take(&mut self.spare);
+        plan.clear();
+        let decodes = self.running.iter().filter(|&&place| self.at(place).pending() == 1).count();
+        let mut left = self.sizes.chunk.saturating_sub(decodes).max(1);
+        let preemptions = self.counts.preemptions;
+        self.plan_running(&mut plan, &mut left, now);
+        // Who has just made room for others would only take it back.
+        if self.counts.preemptions == preemptions {
+            self.admit(&mut plan, &mut left, now);
+        }
+        self.is_moving = false;
+        if plan.rows.is_empty() {
+            self.spare = plan;
+            return None;
+        }
+        Some(plan)
+    }
+
+    /// Gives rows to the sequences that run, in their order. Who finds no block gets those of the last, which has no row
+    /// yet; so the first of all always gets on, at worst alone.
+    fn plan_running(&mut self, plan: &mut Plan, left: &mut usize, now: Instant) {
+        let mut i = 0;
+        while let Some(&place) = self.running.get(i) {
+            let is_decode = self.at(place).pending() == 1;
+            let most = if is_decode { 1 } else { self.until_cut(place, *left) };
+            let len = self.fitting(place, most);
+            if len > 0 {
+                self.add_row(place, len, plan, now);
+                *left -= if is_decode { 0 } else { len };
+            }
+            if len > 0 || most == 0 {
+                i += 1;
+            } else {
+                let last = self.running[self.running.len() - 1];
+                self.preempt(last);
+            }
+        }
+    }
+
+    /// Of the next `most` tokens that a sequence has to run, those that there are blocks for.
+    fn fitting(&self, place: u32, most: usize) -> usize {
+        if !self.sizes.has_kv {
+            return most;
+        }
+        let sequence = self.at(place);
+        let Some(takeable) = self.pool.available().checked_sub(usize::from(self.shares_next(place))) else {
+            return 0;
+        };
+        most.min((sequence.blocks.len() + takeable) * BLOCK - sequence.computed)
+    }
+
+    /// Whether the block that a sequence writes to next, already begun, is another's, too.
+    fn shares_next(&self, place: u32) -> bool {
+        let sequence = self.at(place);
+        let next = sequence.blocks.get(sequence.computed / BLOCK);
+        next.is_some_and(|&block| self.pool.holders(block) > 1)
+    }
+
+    /// Of the next `most` tokens of a sequence, those up to where a snapshot is to be made.
+    fn until_cut(&self, place: u32, most: usize) -> usize {
+        let sequence = self.at(place);
+        let (start, end) = (sequence.computed, sequence.tokens.len());
+        let most = most.min(end - start);
+        if self.sizes.snapshots == 0 {
+            return most;
+        }
+        let stride = self.sizes.snapshot_stride;
+        let next = start.checked_div(stride).map_or(end, |strides| (strides + 1) * stride);
+        let last = last_boundary(end);
+        let cut = if last > start { next.min(last) } else { next };
+        most.min(cut - start)
+    }
+
+    /// Plans the next `len` tokens of a sequence; its block table grows to hold them.
+    fn add_row(&mut self, place: u32, len: usize, plan: &mut Plan, now: Instant) {
+        self.own_next(place, plan);
+        let (start, tokens) = (self.at(place).computed, self.at(place).tokens.len());
+        let end = start + len;
+        let blocks = self.blocks_for(end);
+        let sequence = self.places[place as usize].as_mut().expect("a running sequence has its place");
+        sequence.started.get_or_insert(now);
+        while sequence.blocks.len() < blocks {
+            sequence.blocks.push(self.pool.take().expect("no more was planned than fits"));
+        }
+        debug_assert!(
+            sequence.blocks.iter().skip(start / BLOCK).all(|&block| self.pool.is_own(block)),
+            "what is written is another's, too"
+        );
+        let wants_logits = end == tokens;
+        plan.rows.push(Row { place, start: start as u32, len: len as u32, wants_logits });
+        self.plan_snapshot(place, end, plan);
+        if wants_logits {
+            plan.samples.push(Sample { logits: plan.logits, place });
+            if self.at(place).output().is_empty() {
+                self.plan_forks(place, plan, now);
+            }
+            plan.logits += 1;
+        }
+    }
+
+    /// Gives a sequence its own copy of the block that it writes to next, if it shares it.
+    fn own_next(&mut self, place: u32, plan: &mut Plan) {
+        if !self.sizes.has_kv || !self.shares_next(place) {
+            return;
+        }
+        let to = self.pool.take().expect("no more was planned than fits");
+        let sequence = self.at_mut(place);
+        let next = sequence.computed / BLOCK;
+        let from = std::mem::replace(&mut sequence.blocks[next], to);
+        self.pool.release(from);
+        plan.before.push(StateCopy::Block { from, to });
+    }
+
+    /// Remembers the state at the end of the prompt's last whole block, at every stride, and, as an answer goes on, the
+    /// latest one: so the next turn of a chat finds what it continues.
+    fn plan_snapshot(&mut self, place: u32, end: usize, plan: &mut Plan) {
+        if self.sizes.snapshots == 0 || !end.is_multiple_of(BLOCK) {
+            return;
+        }
+        let stride = self.sizes.snapshot_stride;
+        let chain = self.chain;
+        let sequence = self.places[place as usize].as_mut().expect("a running sequence has its place");
+        let is_tail = end == sequence.tokens.len();
+        if !is_tail && end != last_boundary(sequence.tokens.len()) && !end.is_multiple_of(stride) {
+            return;
+        }
+        let name = sequence.name(end / BLOCK - 1, chain);
+        if let Some(same) = self.snapshots.find(name, &sequence.tokens[..end]) {
+            self.snapshots.touch(same);
+            return;
+        }
+        let own = sequence.tail.filter(|_| is_tail);
+        if let Some(index) = self.snapshots.reserve(own) {
+            plan.saves.push(Save { place, end, index });
+            plan.after.push(StateCopy::Slot { from: place, to: self.snapshots.slot(index) });
+        }
+    }
+
+    /// Lets the other choices of a prompt that is read to its end begin there, as far as there are places.
+    fn plan_forks(&mut self, from: u32, plan: &mut Plan, now: Instant) {
+        let leader = self.at(from).id;
+        while let Some(to) = self.free_place()
+            && let Some(i) = self.waiting.iter().position(|s| s.leader == Some(leader))
+            && let Some(mut follower) = self.waiting.remove(i)
+        {
+            follower.leader = None;
+            follower.started.get_or_insert(now);
+            self.count_prompt(&mut follower, self.at(from).prompt_len);
+            self.places[to as usize] = Some(follower);
+            plan.samples.push(Sample { logits: plan.logits, place: to });
+            plan.forks.push(Fork { from, to });
+            if self.sizes.is_recurrent {
+                plan.after.push(StateCopy::Slot { from, to });
+            }
+        }
+    }
+
+    /// Lets waiting requests in, in their order: nobody goes past one that has no room yet.
+    fn admit(&mut self, plan: &mut Plan, left: &mut usize, now: Instant) {
+        while *left > 0
+            && let Some(place) = self.free_place()
+            && let Some(next) = self.waiting.iter().position(|s| s.leader.is_none())
+        {
+            let (id, snapshot) = self.find_prefix(next);
+            if !self.has_room_for(next) {
+                break;
+            }
+            let Some(mut sequence) = self.waiting.remove(next) else { break };
+            let known = match snapshot {
+                Some((tokens, index)) => {
+                    self.snapshots.touch(index);
+                    plan.before.push(StateCopy::Slot { from: self.snapshots.slot(index), to: place });
+                    tokens
+                }
+                None => self.hits.len() * BLOCK,
+            };
+            self.hits.iter().for_each(|&block| self.pool.hold(block));
+            sequence.blocks.extend_from_slice(&self.hits);
+            sequence.computed = known;
+            (sequence.prefix.registered, sequence.prefix.id) = (self.hits.len(), id);
+            self.count_prompt(&mut sequence, known);
+            self.places[place as usize] = Some(sequence);
+            self.start(place);
+            let len = self.fitting(place, self.until_cut(place, *left));
+            self.add_row(place, len, plan, now);
+            *left -= len;
+        }
+    }
+
+    /// Notes what of a prompt need not be run, when it begins for the first time.
+    fn count_prompt(&mut self, sequence: &mut Sequence, known: usize) {
+        if sequence.cached.is_none() {
+            sequence.cached = Some(known);
+            self.counts.prompt_tokens += sequence.prompt_len as u64;
+            self.counts.cached_tokens += known as u64;
+        }
+    }
+
+    /// Finds the longest beginning of a waiting sequence whose state is there, as whole blocks: `hits` are its blocks;
+    /// what is given is its name, and where there is recurrent state, the tokens and the snapshot. The last token
+    /// always runs, because its logits are wanted.
+    fn find_prefix(&mut self, waiting: usize) -> (PrefixId, Option<(usize, u32)>) {
+        self.hits.clear();
+        let sequence = &mut self.waiting[waiting];
+        let mut blocks = (sequence.tokens.len() - 1) / BLOCK;
+        let mut id = PrefixId::EMPTY;
+        let mut ids = id;
+        if self.sizes.has_kv {
+            for i in 0..blocks {
+                let name = sequence.name(i, self.chain);
+                let Some((block, next)) = self.pool.find(name, ids, sequence.block_tokens(i)) else { break };
+                self.hits.push(block);
+                ids = next;
+            }
+            blocks = self.hits.len();
+            id = ids;
+        }
+        if !self.sizes.is_recurrent {
+            return (id, None);
+        }
+        if self.sizes.snapshots == 0 {
+            self.hits.clear();
+            return (PrefixId::EMPTY, None);
+        }
+        let found = (1..=blocks).rev().find_map(|n| {
+            let name = sequence.name(n - 1, self.chain);
+            let index = self.snapshots.find(name, &sequence.tokens[..n * BLOCK])?;
+            Some((n * BLOCK, index))
+        });
+        let known = found.map_or(0, |(tokens, _)| tokens / BLOCK);
+        if known < self.hits.len() {
+            self.hits.truncate(known);
+            id = self.hits.last().map_or(PrefixId::EMPTY, |&block| self.pool.id(block));
+        }
+        (id, found)
+    }
+
+    /// Whether there are blocks for a waiting sequence, of which `hits` are there already, beside what the running ones
+    /// still need for their prompts and to go on for a while.
+    fn has_room_for(&self, waiting: usize) -> bool {
+        if !self.sizes.has_kv {
+            return true;
+        }
+        let unheld = self.hits.iter().filter(|&&block| self.pool.holders(block) == 0).count();
+        let wanted = self.blocks_for(self.waiting[waiting].needs(1)) - self.hits.len() + unheld;
+        let promised = self.running.iter().map(|&place| {
+            let (needs, has) = (self.at(place).needs(BLOCK), self.at(place).blocks.len());
+            self.blocks_for(needs).saturating_sub(has) + usize::from(self.shares_next(place))
+        });
+        wanted + promised.sum::<usize>() <= self.pool.available()
+    }
+
+    /// Lays the plan's rows out as the flat arrays that a backend reads.
+    pub fn fill(&self, plan: &Plan, batch: &mut Batch) {
+        batch.clear();
+        for row in &plan.rows {
+            let sequence = self.at(row.place);
+            let tokens = &sequence.tokens[row.start as usize..(row.start + row.len) as usize];
+            let first = batch.push_span(tokens, row.start, &sequence.blocks, row.place);
+            if row.wants_logits {
+                batch.want_logits(first + row.len - 1);
+            }
+        }
+    }
+}
+
+/// The end of the last whole block of so many tokens that has a token after it.
+fn last_boundary(tokens: usize) -> usize {
+    (tokens - 1) / BLOCK * BLOCK
+}

@@ -1,0 +1,343 @@
+//! The scheduler against a model without kernels: random arrivals, lengths, priorities, choices, cancellations, deadlines
+//! and failures, with pools of all sizes, some much too small. Everything follows from a seed.
+
+mod model;
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use exotherm_kernels::{BLOCK, SampleRow};
+
+use crate::config::EngineConfig;
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::request::{Event, FinishReason, Request, RequestId};
+use crate::sampling::{Sampling, reference};
+use crate::scheduler::SchedulerStats;
+use crate::sequence::{Rank, Sequence};
+use model::{Fake, Fault, Omission, Seen, State, VOCAB, program};
+
+/// A splitmix64 stream.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// What a request must be told, worked out from its tokens alone.
+struct Expected {
+    seen: Seen,
+    tokens: Vec<u32>,
+    prompt_len: usize,
+    request: Request,
+    /// The step of its latest token, and how often it had been preempted by then.
+    last_token: Option<(u64, usize)>,
+}
+
+impl Expected {
+    fn new(mut request: Request, choice: usize) -> Expected {
+        request.sampling.seed = request.sampling.seed.wrapping_add(choice as u64);
+        let seen = request.prompt.iter().fold(Seen::default(), |seen, &token| seen.and(token));
+        let (tokens, prompt_len) = (request.prompt.clone(), request.prompt.len());
+        Expected { seen, tokens, prompt_len, request, last_token: None }
+    }
+
+    fn next(&self) -> u32 {
+        let (prompt, output) = self.tokens.split_at(self.prompt_len);
+        let (sampling, position) = (&self.request.sampling, self.tokens.len());
+        let row = SampleRow { logits: 0, sampling, prompt, output, position, logprobs: None };
+        reference::sample(&self.seen.logits(), &row).token.expect("they are numbers")
+    }
+
+    fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+}
+
+/// What happened in a simulation, to see that it was worth it.
+#[derive(Default, Debug)]
+struct Seldom {
+    steps: u64,
+    ended: HashMap<&'static str, usize>,
+    preemptions: u64,
+    cached_tokens: u64,
+    refused: usize,
+    failed_steps: usize,
+}
+
+struct Simulation {
+    engine: Engine,
+    fault: Fault,
+    numbers: Numbers,
+    ctx: usize,
+    live: HashMap<RequestId, Expected>,
+    /// Beginnings that prompts have in common.
+    topics: Vec<Vec<u32>>,
+    seldom: Seldom,
+}
+
+impl Simulation {
+    fn new(seed: u64, omits: Omission) -> Simulation {
+        let mut numbers = Numbers(seed);
+        let state = [State::Kv, State::Recurrent, State::Both][numbers.below(3)];
+        let ctx = 40 + numbers.below(60);
+        let max_seqs = 1 + numbers.below(6);
+        let least = ctx.div_ceil(BLOCK);
+        let blocks = match numbers.below(4) {
+            0 => None,
+            // Less than one context: some requests never fit.
+            1 => Some(least - numbers.below(2)),
+            _ => Some(least + numbers.below(least * max_seqs)),
+        };
+        let config = EngineConfig {
+            max_seqs,
+            blocks,
+            queue: numbers.below(12),
+            chunk: 1 + numbers.below(40),
+            snapshots: numbers.below(8),
+            snapshot_stride: BLOCK * numbers.below(3),
+            ..EngineConfig::new(ctx)
+        };
+        let fault = Fault::default();
+        let backend = Fake { fault: fault.clone(), omits };
+        let mut engine = Engine::new(&program(state), &backend, config).expect("it is small");
+        if numbers.one_in(4) {
+            // Five names for all beginnings.
+            engine.scheduler.set_chain(|before, tokens| (before + u64::from(tokens[0])) % 5);
+        }
+        let topics = (0..4).map(|_| (0..ctx).map(|_| numbers.below(VOCAB) as u32).collect()).collect();
+        let (live, seldom) = (HashMap::new(), Seldom::default());
+        Simulation { engine, fault, numbers, ctx, live, topics, seldom }
+    }
+
+    fn request(&mut self) -> Request {
+        let numbers = &mut self.numbers;
+        let topic = &self.topics[numbers.below(self.topics.len())];
+        let mut prompt = topic[..numbers.below(self.ctx * 3 / 4)].to_vec();
+        prompt.extend((0..=numbers.below(5)).map(|_| numbers.below(VOCAB) as u32));
+        let most = self.ctx.saturating_sub(prompt.len()).max(1);
+        let mut request = Request::new(prompt, 1 + numbers.below(most));
+        request.priority = numbers.below(5) as i32 - 2;
+        request.sampling.seed = numbers.next();
+        if numbers.one_in(3) {
+            request.sampling = Sampling { temperature: 1.0, ..request.sampling };
+        }
+        if numbers.one_in(4) {
+            request.n = 1 + numbers.below(5);
+        }
+        if numbers.one_in(8) {
+            request.stop_tokens.push(numbers.below(VOCAB) as u32);
+        }
+        if numbers.one_in(60) {
+            request.deadline = Some(Instant::now());
+        }
+        request
+    }
+
+    fn submit(&mut self) {
+        let request = self.request();
+        match self.engine.submit(request.clone()) {
+            Ok(id) => {
+                for i in 0..request.n {
+                    let before = self.live.insert(id.choice(i), Expected::new(request.clone(), i));
+                    assert!(before.is_none(), "a name is given twice");
+                }
+            }
+            Err(
+                EngineError::QueueFull { .. }
+                | EngineError::Choices { .. }
+                | EngineError::TooManyBlocks { .. }
+                | EngineError::TooLong { .. },
+            ) => self.seldom.refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn any_live(&mut self) -> Option<RequestId> {
+        let mut ids: Vec<_> = self.live.keys().copied().collect();
+        ids.sort();
+        (!ids.is_empty()).then(|| ids[self.numbers.below(ids.len())])
+    }
+
+    /// A step, and all that must hold after it.
+    fn step(&mut self) {
+        if self.numbers.one_in(300) {
+            self.fault.set(1 + self.numbers.below(2));
+        }
+        let before = self.engine.stats();
+        let ran: Vec<_> = self.engine.scheduler.sequences().map(|s| (s.rank, s.computed)).collect();
+        let stepped = catch_unwind(AssertUnwindSafe(|| match self.engine.step() {
+            Ok(events) => Ok(events.to_vec()),
+            Err(error) => Err(error),
+        }));
+        self.seldom.steps += 1;
+        let events = match stepped {
+            Ok(Ok(events)) => events,
+            Ok(Err(EngineError::Backend(_))) => {
+                self.seldom.failed_steps += 1;
+                Vec::new()
+            }
+            Ok(Err(error)) => panic!("{error}"),
+            Err(payload) => {
+                if payload.downcast_ref::<&str>() != Some(&"a test") {
+                    std::panic::resume_unwind(payload);
+                }
+                self.seldom.failed_steps += 1;
+                self.engine.fail_step();
+                Vec::new()
+            }
+        };
+        events.iter().for_each(|event| self.hear(event));
+        self.check_progress(&before, &ran);
+        assert!(self.engine.books().balance(), "{:?}", self.engine.books());
+        self.fault.set(0);
+    }
+
+    fn hear(&mut self, event: &Event) {
+        let steps = self.engine.stats().steps;
+        match *event {
+            Event::Token { id, token, index, .. } => {
+                let expected = self.live.get_mut(&id).expect("nothing comes after the end");
+                assert_eq!(index, expected.generated(), "tokens come in order");
+                assert_eq!(token, expected.next(), "{id}, token {index}: not as alone");
+                expected.tokens.push(token);
+                expected.seen = expected.seen.and(token);
+                let here = self.engine.scheduler.sequences().find(|s| s.id == id);
+                expected.last_token = here.map(|s| (steps, s.preemptions));
+            }
+            Event::Finished { id, reason, stats } => {
+                let expected = self.live.remove(&id).expect("a request ends once");
+                assert_eq!(stats.generated, expected.generated());
+                assert!(stats.cached_tokens <= stats.prompt_tokens);
+                let name = match reason {
+                    FinishReason::Stop(token) => {
+                        assert_eq!(token, expected.next());
+                        assert!(expected.request.stop_tokens.contains(&token));
+                        "stop"
+                    }
+                    FinishReason::Length => {
+                        assert_eq!(expected.generated(), expected.request.max_tokens);
+                        "length"
+                    }
+                    FinishReason::Deadline => {
+                        assert!(expected.request.deadline.is_some());
+                        "deadline"
+                    }
+                    FinishReason::Cancelled => "cancelled",
+                    FinishReason::Failed => "failed",
+                };
+                *self.seldom.ended.entry(name).or_default() += 1;
+            }
+        }
+    }
+
+    /// Nobody waits for ever: the first of those that run has got on, those that were let in come before those that still
+    /// wait, and who has begun to answer says something in every step unless it had to make room.
+    fn check_progress(&self, before: &SchedulerStats, ran: &[(Rank, usize)]) {
+        let (now, scheduler) = (self.engine.stats(), &self.engine.scheduler);
+        if let Some(&(rank, computed)) = ran.iter().min()
+            && let Some(sequence) = scheduler.sequences().find(|s| s.rank == rank)
+        {
+            assert!(sequence.computed > computed, "the first of all has not got on");
+        }
+        // The other choices of a prompt begin with the first.
+        let is_fork = |s: &&Sequence| s.cached == Some(s.prompt_len);
+        let is_new = |s: &&Sequence| ran.iter().all(|(rank, _)| *rank != s.rank);
+        let let_in = scheduler.sequences().filter(|s| is_new(s) && !is_fork(s)).map(|s| s.rank).max();
+        let passed = scheduler.waiting().filter(|s| s.leader.is_none()).map(|s| s.rank).min();
+        if let (Some(let_in), Some(passed)) = (let_in, passed) {
+            assert_eq!(now.preemptions, before.preemptions, "who made room is let in at once");
+            assert!(let_in < passed, "{let_in:?} was let in before {passed:?}");
+        }
+        for sequence in scheduler.sequences() {
+            let expected = &self.live[&sequence.id];
+            if let Some((step, preemptions)) = expected.last_token
+                && preemptions == sequence.preemptions
+            {
+                assert_eq!(step, now.steps, "{} decodes and was left out", sequence.id);
+            }
+        }
+    }
+
+    fn run(mut self, steps: usize) -> Seldom {
+        // Some are flooded, some are mostly idle.
+        let rate = 1 + self.numbers.below(30);
+        for _ in 0..steps {
+            if self.numbers.one_in(rate) {
+                self.submit();
+            }
+            if self.numbers.one_in(100)
+                && let Some(id) = self.any_live()
+            {
+                self.engine.cancel(id);
+                self.engine.cancel(id);
+            }
+            if self.numbers.one_in(2000) {
+                self.engine.forget_prefixes();
+            }
+            self.step();
+        }
+        // All that is left ends, one after another at worst.
+        let most = (self.live.len() + 1) * self.ctx * 2;
+        for _ in 0..most {
+            if self.engine.is_idle() {
+                break;
+            }
+            self.step();
+        }
+        assert!(self.live.is_empty(), "{:?} never ended", self.live.keys());
+        let stats = self.engine.stats();
+        assert_eq!((stats.books.used, stats.running, stats.waiting), (0, 0, 0));
+        (self.seldom.preemptions, self.seldom.cached_tokens) = (stats.preemptions, stats.cached_tokens);
+        self.seldom
+    }
+}
+
+#[test]
+fn a_million_steps() {
+    let mut all = Seldom::default();
+    for seed in 0..1000 {
+        let seldom = match catch_unwind(|| Simulation::new(seed, Omission::Nothing).run(1000)) {
+            Ok(seldom) => seldom,
+            Err(panic) => {
+                eprintln!("seed {seed}");
+                std::panic::resume_unwind(panic)
+            }
+        };
+        all.steps += seldom.steps;
+        all.preemptions += seldom.preemptions;
+        all.cached_tokens += seldom.cached_tokens;
+        all.refused += seldom.refused;
+        all.failed_steps += seldom.failed_steps;
+        seldom.ended.iter().for_each(|(name, n)| *all.ended.entry(name).or_default() += n);
+    }
+    println!("{all:?}");
+    assert!(all.steps >= 1_000_000);
+    assert!(all.preemptions > 1000 && all.cached_tokens > 100_000 && all.failed_steps > 1000, "{all:?}");
+    for end in ["stop", "length", "deadline", "cancelled", "failed"] {
+        assert!(all.ended.get(end).is_some_and(|&n| n > 100), "{end}: {all:?}");
+    }
+}
+
+#[test]
+fn what_is_left_out_is_noticed() {
+    for omits in [Omission::BlockCopies, Omission::SlotCopies, Omission::LastPositions] {
+        let noticed = (0..100).any(|seed| catch_unwind(|| Simulation::new(seed, omits).run(200)).is_err());
+        assert!(noticed, "{omits:?}");
+    }
+    (0..10).for_each(|seed| drop(Simulation::new(seed, Omission::Nothing).run(200)));
+}

@@ -1,0 +1,115 @@
+//! What all requests share.
+
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::body::Room;
+use crate::error::ApiError;
+use crate::guard::{Keys, Origins};
+use crate::metrics::Counters;
+use crate::model::Models;
+
+/// How a server treats its clients.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Any of these opens the server; with none, it is open.
+    pub api_keys: Vec<String>,
+    /// Origins whose web pages may use the server; `*` is all.
+    pub cors: Vec<String>,
+    /// Whether only names of this machine are answered.
+    pub local_names_only: bool,
+    /// Whether parameters that are not known are left out of account, with a warning in the reply's header.
+    pub lenient: bool,
+    /// The longest that an answer may take.
+    pub request_timeout: Option<Duration>,
+    /// How long requests may go on after the server was told to stop.
+    pub drain: Duration,
+    pub max_body_bytes: usize,
+    /// What all bodies together may take.
+    pub max_bodies_bytes: usize,
+    pub max_header_bytes: usize,
+    pub max_connections: usize,
+    /// How long a client may take to send a request's head, its body, or to take in a piece of the reply.
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub write_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            api_keys: Vec::new(),
+            cors: Vec::new(),
+            local_names_only: true,
+            lenient: false,
+            request_timeout: None,
+            drain: Duration::from_secs(30),
+            max_body_bytes: 8 << 20,
+            max_bodies_bytes: 256 << 20,
+            max_header_bytes: 32 << 10,
+            max_connections: 512,
+            header_timeout: Duration::from_secs(20),
+            body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+pub struct App {
+    pub config: Config,
+    pub keys: Keys,
+    pub origins: Origins,
+    pub room: Arc<Room>,
+    pub counters: Arc<Counters>,
+    models: OnceLock<Models>,
+    stop: watch::Sender<bool>,
+}
+
+impl App {
+    pub fn new(config: Config) -> App {
+        App {
+            keys: Keys::new(&config.api_keys),
+            origins: Origins::new(config.cors.clone(), config.local_names_only && config.api_keys.is_empty()),
+            room: Room::new(config.max_bodies_bytes),
+            counters: Arc::new(Counters::new()),
+            models: OnceLock::new(),
+            stop: watch::Sender::new(false),
+            config,
+        }
+    }
+
+    /// Gives the server its models; the first time counts.
+    pub fn publish(&self, models: Models) {
+        // Who publishes twice has made a mistake that changes nothing.
+        let _ = self.models.set(models);
+    }
+
+    pub fn loaded(&self) -> Option<&Models> {
+        self.models.get()
+    }
+
+    /// The models, or an error as long as they are being loaded.
+    pub fn models(&self) -> Result<&Models, ApiError> {
+        self.loaded().ok_or_else(|| ApiError::unavailable("loading", "the models are being loaded"))
+    }
+
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    /// Ends when the server is told to stop.
+    pub fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut stop = self.stop.subscribe();
+        async move {
+            // Without a sender there is no server either.
+            let _ = stop.wait_for(|stop| *stop).await;
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! `/v1/completions`.
+
+use exotherm_tokenizer::Specials;
+use serde_json::Value;
+
+use crate::answer::{Job, Kind};
+use crate::error::ApiError;
+use crate::fields::{Fields, integer, wrong_type};
+use crate::generate::Prompt;
+use crate::model::{Models, ServedModel};
+use crate::params::{Leniency, MOST_LOGPROBS, Params};
+
+/// Parameters of OpenAI's that are not supported here.
+const UNSUPPORTED: &[&str] = &["suffix"];
+const MOST_BEST_OF: usize = 20;
+const PROMPT: &str = "prompt";
+
+pub fn read(body: &[u8], models: &Models, lenient: bool) -> Result<Job, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let mut leniency = Leniency::new(lenient);
+    let mut params = Params::read(&mut fields, models, &mut leniency, false)?;
+    let prompt = fields.take(PROMPT);
+    let prompt = fields.need(PROMPT, prompt)?;
+    let echo = fields.bool("echo")?.unwrap_or(false);
+    params.best_of = best_of(&mut fields, &params)?;
+    params.logprobs = fields.count("logprobs", 0, MOST_LOGPROBS)?.map(|top| top as u8);
+    if echo && params.logprobs.is_some() {
+        let message = "log-probabilities of the prompt are not told: logprobs and echo cannot go together";
+        return Err(ApiError::param("logprobs", "unsupported_value", message));
+    }
+    leniency.finish(fields, UNSUPPORTED)?;
+    let prompts = prompts(prompt, &params.model, echo)?;
+    Ok(Job { params, kind: Kind::Completion, prompts, ignored: leniency.ignored })
+}
+
+/// So many answers are made, and the best `n` of them told.
+fn best_of(fields: &mut Fields, params: &Params) -> Result<usize, ApiError> {
+    const BEST_OF: &str = "best_of";
+    let best_of = fields.count(BEST_OF, 1, MOST_BEST_OF)?.unwrap_or(params.n);
+    if best_of < params.n {
+        let message = format!("best_of is {best_of}, it must be n, which is {}, or more", params.n);
+        return Err(ApiError::param(BEST_OF, "invalid_value", message));
+    }
+    if best_of > params.n && params.stream {
+        let message =
+            "which answers are the best is known only when they are finished: best_of cannot be streamed";
+        return Err(ApiError::param(BEST_OF, "invalid_value", message));
+    }
+    Ok(best_of)
+}
+
+/// A text, a list of texts, a list of tokens, or a list of lists of tokens.
+fn prompts(value: Value, model: &ServedModel, echo: bool) -> Result<Vec<Prompt>, ApiError> {
+    let list = match value {
+        Value::String(text) => return Ok(vec![of_text(text, model, echo, PROMPT)?]),
+        Value::Array(list) if !list.is_empty() => list,
+        Value::Array(_) => return Err(ApiError::param(PROMPT, "invalid_value", "the prompt is empty")),
+        other => return Err(wrong_type(PROMPT, "a string, tokens or a list of these", &other)),
+    };
+    if list.iter().all(Value::is_number) {
+        return Ok(vec![of_tokens(&list, model, echo, PROMPT)?]);
+    }
+    let one = |(i, item): (usize, Value)| {
+        let path = format!("{PROMPT}[{i}]");
+        match item {
+            Value::String(text) => of_text(text, model, echo, &path),
+            Value::Array(tokens) => of_tokens(&tokens, model, echo, &path),
+            other => Err(wrong_type(&path, "a string or a list of tokens", &other)),
+        }
+    };
+    // More than can be made at a time are refused anyway, before the work.
+    let most = model.handle.most_open();
+    if list.len() > most {
+        let message = format!("there are {} prompts, {most} are the most", list.len());
+        return Err(ApiError::param(PROMPT, "invalid_value", message));
+    }
+    list.into_iter().enumerate().map(one).collect()
+}
+
+/// The text is the model's whole input, so control tokens written out in it count.
+fn of_text(text: String, model: &ServedModel, echo: bool, path: &str) -> Result<Prompt, ApiError> {
+    let ids = model.tokenizer.encode(&text, Specials { add: true, parse: true });
+    let ids = ids.map_err(|error| ApiError::from_tokenizer(&error, path))?;
+    Ok(Prompt { ids, echo: if echo { text } else { String::new() } })
+}
+
+fn of_tokens(tokens: &[Value], model: &ServedModel, echo: bool, path: &str) -> Result<Prompt, ApiError> {
+    let last = model.handle.vocab().saturating_sub(1) as u64;
+    let token = |(i, value)| integer(value, &format!("{path}[{i}]"), 0, last).map(|id| id as u32);
+    let ids: Vec<u32> = tokens.iter().enumerate().map(token).collect::<Result<_, _>>()?;
+    let text = if echo { model.tokenizer.decode(&ids, true) } else { Ok(String::new()) };
+    let echo = text.map_err(|error| ApiError::from_tokenizer(&error, path))?;
+    Ok(Prompt { ids, echo })
+}

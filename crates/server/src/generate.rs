@@ -1,0 +1,239 @@
+//! Answers while they are made: from the engine's tokens to text, choice by choice.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use exotherm_engine::handle::{Listener, Ticket, Update};
+use exotherm_engine::{FinishReason, Request, RequestStats, TokenLogprobs};
+use exotherm_tokenizer::{StopMatcher, Stream, Tokenizer};
+use tokio::sync::mpsc::{Receiver, channel};
+
+use crate::error::ApiError;
+use crate::params::Params;
+
+/// Updates of a choice that may wait to be written; a client that lets more pile up has gone to sleep, and its request
+/// is cancelled.
+const MOST_UNREAD: usize = 16_384;
+
+pub struct Prompt {
+    pub ids: Vec<u32>,
+    /// The prompt as text, where the answer is to begin with it.
+    pub echo: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Finish {
+    Stop,
+    Length,
+}
+
+impl Finish {
+    pub fn name(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+        }
+    }
+}
+
+/// One answer of a request.
+pub struct Choice {
+    stream: Stream<Arc<Tokenizer>>,
+    matcher: StopMatcher,
+    ticket: Option<Ticket>,
+    is_accepted: bool,
+    /// Tokens up to the stop string or the end.
+    pub tokens: usize,
+    pub stats: RequestStats,
+    pub finish: Option<Finish>,
+    /// Whether the client wants to see the log-probabilities, and those it has not seen.
+    shows_logprobs: bool,
+    log: Vec<Logged>,
+    logprob_sum: f64,
+    /// Characters that came, and those that were shown.
+    came: usize,
+    shown: usize,
+}
+
+/// A token and how likely it was.
+pub struct Logged {
+    pub token: u32,
+    /// Characters of the answer before it.
+    pub offset: usize,
+    pub logprobs: Box<TokenLogprobs>,
+}
+
+/// What came of an update.
+pub struct Progress {
+    pub choice: usize,
+    pub text: String,
+    /// The tokens of the text, where they were asked for.
+    pub log: Vec<Logged>,
+    pub finish: Option<Finish>,
+}
+
+/// A request that the engine works on. Dropping it cancels what is not finished.
+pub struct Running {
+    updates: Receiver<(usize, Update)>,
+    pub choices: Vec<Choice>,
+    /// The parameter in which the prompts stood.
+    prompt: &'static str,
+}
+
+impl Running {
+    /// Hands the prompts to the engine, `n` choices each, and waits until it has taken them.
+    pub async fn start(
+        params: &Params,
+        prompts: &[Prompt],
+        prompt: &'static str,
+        timeout: Option<Duration>,
+    ) -> Result<Running, ApiError> {
+        let count = prompts.len().saturating_mul(params.best_of);
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let (tell, updates) = channel(count.saturating_mul(MOST_UNREAD));
+        let listener = |i: usize| -> Listener {
+            let tell = tell.clone();
+            Box::new(move |update| tell.try_send((i, update)).is_ok())
+        };
+        let submission = |(i, prompt)| {
+            let first = i * params.best_of;
+            (request(params, prompt, deadline), (first..first + params.best_of).map(listener).collect())
+        };
+        let submissions = prompts.iter().enumerate().map(submission).collect();
+        let tickets = params.model.handle.submit(submissions);
+        let tickets = tickets.map_err(|refusal| ApiError::from_refusal(&refusal, prompt))?;
+        let choices = tickets.into_iter().map(|ticket| Choice::new(params, ticket)).collect();
+        let mut running = Running { updates, choices, prompt };
+        while !running.choices.iter().all(|choice| choice.is_accepted) {
+            running.next().await?;
+        }
+        Ok(running)
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.choices.iter().all(|choice| choice.finish.is_some())
+    }
+
+    /// The next thing that happens.
+    pub async fn next(&mut self) -> Result<Progress, ApiError> {
+        let received = self.updates.recv().await;
+        // Listeners are dropped early only by an engine that is gone, or when nobody read what they said.
+        let update =
+            received.ok_or_else(|| ApiError::unavailable("shutting_down", "the engine has stopped"))?;
+        self.take(update)
+    }
+
+    /// What has happened already, without waiting.
+    pub fn ready(&mut self) -> Option<Result<Progress, ApiError>> {
+        self.updates.try_recv().ok().map(|update| self.take(update))
+    }
+
+    fn take(&mut self, (i, update): (usize, Update)) -> Result<Progress, ApiError> {
+        let choice = &mut self.choices[i];
+        let text = match update {
+            Update::Accepted => {
+                choice.is_accepted = true;
+                String::new()
+            }
+            Update::Refused(error) => return Err(ApiError::from_engine(&error, self.prompt)),
+            Update::Token { token, logprobs, .. } => choice.push(token, logprobs)?,
+            Update::Finished { reason, stats, fault } => {
+                choice.stats = stats;
+                choice.end(reason, fault.as_deref())?
+            }
+        };
+        let says_something = !text.is_empty() || choice.finish.is_some();
+        let log = if says_something { std::mem::take(&mut choice.log) } else { Vec::new() };
+        Ok(Progress { choice: i, text, log, finish: choice.finish })
+    }
+}
+
+fn request(params: &Params, prompt: &Prompt, deadline: Option<Instant>) -> Request {
+    let room = params.model.handle.ctx().saturating_sub(prompt.ids.len()).max(1);
+    Request {
+        sampling: params.sampling.clone(),
+        // The best of several are those whose tokens were the likeliest.
+        logprobs: params.logprobs.or((params.best_of > params.n).then_some(0)),
+        stop_tokens: if params.ignore_eos { Vec::new() } else { params.model.stop_tokens.clone() },
+        deadline,
+        ..Request::new(prompt.ids.clone(), params.max_tokens.unwrap_or(room))
+    }
+}
+
+impl Choice {
+    fn new(params: &Params, ticket: Ticket) -> Choice {
+        Choice {
+            stream: Stream::new(Arc::clone(&params.model.tokenizer), false),
+            matcher: StopMatcher::new(params.stops.iter().cloned()),
+            ticket: Some(ticket),
+            is_accepted: false,
+            tokens: 0,
+            stats: RequestStats::default(),
+            finish: None,
+            shows_logprobs: params.logprobs.is_some(),
+            log: Vec::new(),
+            logprob_sum: 0.0,
+            came: 0,
+            shown: 0,
+        }
+    }
+
+    /// How likely its tokens were on average.
+    pub fn mean_logprob(&self) -> f64 {
+        self.logprob_sum / self.tokens.max(1) as f64
+    }
+
+    /// The text that can be shown now.
+    fn push(&mut self, token: u32, logprobs: Option<Box<TokenLogprobs>>) -> Result<String, ApiError> {
+        if self.matcher.stopped() {
+            return Ok(String::new());
+        }
+        self.tokens += 1;
+        let text = match self.stream.push(token) {
+            Ok(text) => text,
+            // A vocabulary may have fewer pieces than the model has rows.
+            Err(error) => return Err(ApiError::internal(error.to_string())),
+        };
+        if let Some(logprobs) = logprobs {
+            self.logprob_sum += f64::from(logprobs.logprob);
+            if self.shows_logprobs {
+                self.log.push(Logged { token, offset: self.came, logprobs });
+            }
+        }
+        self.came += text.chars().count();
+        let shown = self.matcher.push(&text);
+        self.shown += shown.chars().count();
+        if self.matcher.stopped() {
+            self.ticket = None;
+            // Of the stop string nothing is told.
+            self.log.retain(|logged| logged.offset < self.shown);
+        }
+        Ok(shown)
+    }
+
+    fn end(&mut self, reason: FinishReason, fault: Option<&str>) -> Result<String, ApiError> {
+        self.ticket = None;
+        let rest = self.stream.finish();
+        let rest = self.matcher.push(&rest) + &self.matcher.finish();
+        self.finish = Some(match reason {
+            _ if self.matcher.stopped() => Finish::Stop,
+            FinishReason::Stop(_) => Finish::Stop,
+            FinishReason::Length => Finish::Length,
+            FinishReason::Deadline => {
+                let message = "the answer took longer than --timeout allows";
+                return Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message));
+            }
+            FinishReason::Failed => {
+                return Err(ApiError::internal(fault.unwrap_or("the engine failed over this request")));
+            }
+            FinishReason::Cancelled => {
+                return Err(ApiError::unavailable(
+                    "shutting_down",
+                    "the request was cut off: the server shuts down",
+                ));
+            }
+        });
+        Ok(rest)
+    }
+}

@@ -1,0 +1,227 @@
+//! The parameters that chats and completions share.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response};
+use exotherm_engine::Sampling;
+use serde_json::{Value, json};
+
+use crate::error::ApiError;
+use crate::fields::{self, Fields};
+use crate::ids;
+use crate::model::{Models, ServedModel};
+
+/// As many choices as OpenAI allows.
+const MOST_CHOICES: usize = 128;
+const MOST_STOPS: usize = 16;
+const MOST_STOP_BYTES: usize = 1024;
+/// Of the likeliest tokens beside each token.
+pub const MOST_LOGPROBS: usize = exotherm_engine::sampling::MAX_LOGPROBS;
+/// OpenAI's default for completions.
+const COMPLETION_TOKENS: usize = 16;
+
+/// What to do about parameters that are not known or not supported.
+pub struct Leniency {
+    pub lenient: bool,
+    /// Those that were left out of account.
+    pub ignored: Vec<String>,
+}
+
+impl Leniency {
+    pub fn new(lenient: bool) -> Leniency {
+        Leniency { lenient, ignored: Vec::new() }
+    }
+
+    fn complain(&mut self, error: ApiError) -> Result<(), ApiError> {
+        match &error.param {
+            Some(param) if self.lenient => {
+                self.ignored.push(param.clone());
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// A parameter that clients send and that changes nothing, as long as it is one of these values.
+    pub fn only(&mut self, fields: &mut Fields, name: &str, allowed: &[Value]) -> Result<(), ApiError> {
+        fields.only(name, allowed).or_else(|error| self.complain(error))
+    }
+
+    /// What was not read: parameters that exist elsewhere, and those that exist nowhere.
+    pub fn finish(&mut self, fields: Fields, unsupported: &[&str]) -> Result<(), ApiError> {
+        for path in fields.rest() {
+            let error = match unsupported.contains(&path.as_str()) {
+                true => fields::unsupported(&path),
+                false => fields::unknown(&path),
+            };
+            self.complain(error)?;
+        }
+        Ok(())
+    }
+}
+
+/// Says in a header which parameters were left out of account.
+pub fn with_warning(mut response: Response<Body>, ignored: &[String]) -> Response<Body> {
+    let names: Vec<String> = ignored.iter().map(|name| fields::shortened(name)).collect();
+    let plain = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
+    let text: String = format!("ignored parameters: {}", names.join(", ")).chars().map(plain).collect();
+    if let (false, Ok(text)) = (ignored.is_empty(), HeaderValue::from_str(&text)) {
+        response.headers_mut().insert("x-exotherm-warning", text);
+    }
+    response
+}
+
+/// How an answer is to be made, whatever it answers.
+pub struct Params {
+    pub model: Arc<ServedModel>,
+    pub sampling: Sampling,
+    /// `None`: as many as fit.
+    pub max_tokens: Option<usize>,
+    pub stops: Vec<String>,
+    pub ignore_eos: bool,
+    pub n: usize,
+    /// As many are made, and the `n` best of them told.
+    pub best_of: usize,
+    /// How many of the likeliest tokens are told beside each token; `None`: nothing is told of either.
+    pub logprobs: Option<u8>,
+    pub stream: bool,
+    pub include_usage: bool,
+    pub receipt: bool,
+}
+
+impl Params {
+    pub fn read(
+        fields: &mut Fields,
+        models: &Models,
+        leniency: &mut Leniency,
+        is_chat: bool,
+    ) -> Result<Params, ApiError> {
+        let model = fields.string("model")?;
+        let model = Arc::clone(models.choose(model.as_deref())?);
+        let sampling = sampling(fields, model.handle.vocab())?;
+        let max_tokens = max_tokens(fields, model.handle.ctx(), is_chat)?;
+        let stops = stops(fields)?;
+        let n = fields.count("n", 1, MOST_CHOICES)?.unwrap_or(1);
+        let stream = fields.bool("stream")?.unwrap_or(false);
+        let include_usage = stream_options(fields, leniency, stream)?;
+        let params = Params {
+            model,
+            sampling,
+            max_tokens,
+            stops,
+            ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
+            n,
+            best_of: n,
+            logprobs: None,
+            stream,
+            include_usage,
+            receipt: fields.bool("receipt")?.unwrap_or(false),
+        };
+        benign(fields, leniency)?;
+        Ok(params)
+    }
+}
+
+fn sampling(fields: &mut Fields, vocab: usize) -> Result<Sampling, ApiError> {
+    let top_p = fields.number("top_p", 0.0, 1.0)?.unwrap_or(1.0);
+    let seed = fields.integer("seed", i64::MIN, u64::MAX)?;
+    let repeat_penalty = fields.number("repetition_penalty", 0.01, 100.0)?.unwrap_or(1.0);
+    Ok(Sampling {
+        temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0),
+        // -1 and 0: all, as elsewhere.
+        top_k: fields.integer("top_k", -1, u64::from(u32::MAX))?.map_or(0, |k| k.max(0) as usize),
+        // None at all is as few as there can be: the likeliest.
+        top_p: top_p.max(f32::MIN_POSITIVE),
+        min_p: fields.number("min_p", 0.0, 1.0)?.unwrap_or(0.0),
+        repeat_penalty,
+        presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+        frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+        logit_bias: logit_bias(fields, vocab)?,
+        // A negative seed is a seed like any other.
+        seed: seed.map_or_else(ids::seed, |seed| seed as u64),
+    })
+}
+
+/// Token ids, as names of fields, and what is added to their logits.
+fn logit_bias(fields: &mut Fields, vocab: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+    let path = fields.path("logit_bias");
+    let Some(value) = fields.take("logit_bias") else { return Ok(Vec::new()) };
+    let Value::Object(map) = value else { return Err(fields::wrong_type(&path, "an object", &value)) };
+    let entry = |(token, bias): (String, Value)| {
+        let id = token.parse().ok().filter(|&id: &u32| (id as usize) < vocab).ok_or_else(|| {
+            let shown = fields::shortened(&token);
+            let message =
+                format!("{path} names {shown:?}; tokens are numbers from 0 to {}", vocab.saturating_sub(1));
+            ApiError::param(&path, "invalid_value", message)
+        })?;
+        Ok((id, fields::number(&bias, &path, -100.0, 100.0)?))
+    };
+    map.into_iter().map(entry).collect()
+}
+
+fn max_tokens(fields: &mut Fields, ctx: usize, is_chat: bool) -> Result<Option<usize>, ApiError> {
+    let old = fields.count("max_tokens", 1, ctx)?;
+    if !is_chat {
+        return Ok(Some(old.unwrap_or(COMPLETION_TOKENS)));
+    }
+    match (old, fields.count("max_completion_tokens", 1, ctx)?) {
+        (Some(old), Some(new)) if old != new => {
+            let message = "max_tokens and max_completion_tokens contradict each other; give one of them";
+            Err(ApiError::param("max_tokens", "invalid_value", message))
+        }
+        (old, new) => Ok(new.or(old)),
+    }
+}
+
+fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let path = fields.path("stop");
+    let stops = match fields.take("stop") {
+        None => Vec::new(),
+        Some(Value::Array(list)) => list,
+        Some(one) => vec![one],
+    };
+    if stops.len() > MOST_STOPS {
+        let message = format!("{path} has {} strings, {MOST_STOPS} are the most", stops.len());
+        return Err(ApiError::param(path, "invalid_value", message));
+    }
+    let text = |stop: Value| match stop {
+        Value::String(text) if (1..=MOST_STOP_BYTES).contains(&text.len()) => Ok(text),
+        Value::String(text) => {
+            let message = format!("a stop string has 1 to {MOST_STOP_BYTES} bytes, not {}", text.len());
+            Err(ApiError::param(&path, "invalid_value", message))
+        }
+        other => Err(fields::wrong_type(&path, "a string or a list of strings", &other)),
+    };
+    stops.into_iter().map(text).collect()
+}
+
+/// Whether the last chunk of a stream tells the usage.
+fn stream_options(fields: &mut Fields, leniency: &mut Leniency, stream: bool) -> Result<bool, ApiError> {
+    let path = fields.path("stream_options");
+    let Some(value) = fields.take("stream_options") else { return Ok(false) };
+    if !stream {
+        let message = format!("{path} is for streams: give it together with \"stream\": true");
+        return Err(ApiError::param(path, "invalid_value", message));
+    }
+    let mut options = Fields::of(value, &path)?;
+    let include = options.bool("include_usage")?.unwrap_or(false);
+    leniency.only(&mut options, "include_obfuscation", &[json!(false)])?;
+    leniency.finish(options, &[])?;
+    Ok(include)
+}
+
+/// What clients send along and what changes no answer.
+fn benign(fields: &mut Fields, leniency: &mut Leniency) -> Result<(), ApiError> {
+    for name in ["user", "safety_identifier", "prompt_cache_key"] {
+        fields.string(name)?;
+    }
+    if let Some(metadata) = fields.take("metadata")
+        && !metadata.is_object()
+    {
+        return Err(fields::wrong_type(&fields.path("metadata"), "an object", &metadata));
+    }
+    leniency.only(fields, "response_format", &[json!({ "type": "text" })])?;
+    leniency.only(fields, "store", &[json!(false)])?;
+    leniency.only(fields, "service_tier", &[json!("auto"), json!("default")])
+}

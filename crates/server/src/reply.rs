@@ -1,0 +1,83 @@
+//! What is told beside the text: usage, timings, the receipt.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::generate::{Choice, Prompt};
+use crate::params::Params;
+
+/// What all replies to a request have in common.
+pub struct Envelope {
+    pub id: String,
+    pub object: &'static str,
+    pub created_s: u64,
+    pub model: String,
+    pub fingerprint: String,
+}
+
+impl Envelope {
+    pub fn fields(&self) -> Map<String, Value> {
+        let Value::Object(fields) = json!({
+            "id": self.id,
+            "object": self.object,
+            "created": self.created_s,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }) else {
+            unreachable!("it is written as an object")
+        };
+        fields
+    }
+}
+
+/// Tokens as OpenAI counts them: a prompt once, however many choices it has.
+pub fn usage(prompts: &[Prompt], choices: &[Choice], per_prompt: usize) -> Value {
+    let prompt: usize = prompts.iter().map(|prompt| prompt.ids.len()).sum();
+    let completion: usize = choices.iter().map(|choice| choice.tokens).sum();
+    let cached: usize = choices.iter().step_by(per_prompt).map(|choice| choice.stats.cached_tokens).sum();
+    json!({
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": { "cached_tokens": cached },
+    })
+}
+
+/// Where the time went; of several choices, which are made side by side, the longest.
+pub fn timings(choices: &[Choice]) -> Value {
+    let longest = |time: fn(&Choice) -> Duration| choices.iter().map(time).max().unwrap_or_default();
+    let sum = |count: fn(&Choice) -> usize| choices.iter().map(count).sum::<usize>();
+    let (prompt, decode) = (longest(|c| c.stats.prompt_time), longest(|c| c.stats.decode_time));
+    let computed = sum(|c| c.stats.prompt_tokens.saturating_sub(c.stats.cached_tokens));
+    let generated = sum(|c| c.stats.generated);
+    // The first token of a choice comes with its prompt.
+    let decoded = sum(|c| c.stats.generated.saturating_sub(1));
+    json!({
+        "queued_ms": milliseconds(longest(|c| c.stats.queued)),
+        "prompt_ms": milliseconds(prompt),
+        "prompt_tokens": sum(|c| c.stats.prompt_tokens),
+        "cached_tokens": sum(|c| c.stats.cached_tokens),
+        "prompt_tok_s": rate(computed, prompt),
+        "decode_ms": milliseconds(decode),
+        "generated_tokens": generated,
+        "decode_tok_s": rate(decoded, decode),
+    })
+}
+
+pub fn receipt(params: &Params, choices: &[Choice]) -> Value {
+    let mut receipt = params.model.receipt();
+    receipt["seed"] = json!(params.sampling.seed);
+    receipt["cached_tokens"] = choices.iter().map(|choice| choice.stats.cached_tokens).collect();
+    receipt
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Tokens per second; nothing where there was no time to speak of.
+fn rate(tokens: usize, time: Duration) -> Option<f64> {
+    let seconds = time.as_secs_f64();
+    (tokens > 0 && seconds > 0.0).then(|| (tokens as f64 / seconds * 100.0).round() / 100.0)
+}

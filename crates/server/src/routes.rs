@@ -1,0 +1,272 @@
+//! What is where, and what happens before and after every request.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::routing::{get, post};
+use axum::{Extension, Router};
+use hyper::body::{Frame, SizeHint};
+use serde_json::{Value, json};
+
+use crate::answer::Job;
+use crate::app::App;
+use crate::error::{ApiError, json_response};
+use crate::model::Models;
+use crate::params::with_warning;
+use crate::trace::Trace;
+use crate::{body, chat, completions, metrics, text};
+
+const PAGE: &str = include_str!("page.html");
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// Paths that are told apart in counts and lines; all others are one.
+const ROUTES: &[&str] = &[
+    "/",
+    "/detokenize",
+    "/health",
+    "/metrics",
+    "/openapi.json",
+    "/ready",
+    "/tokenize",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+];
+/// Paths that tell no secrets and are open without a key.
+const OPEN: &[&str] = &["/", "/health", "/openapi.json", "/ready"];
+
+type Shared = State<Arc<App>>;
+type Reply = Response<Body>;
+
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(prometheus))
+        .route("/openapi.json", get(openapi))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/completions", post(plain_completions))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn_with_state(Arc::clone(&app), around))
+        .with_state(app)
+}
+
+/// Names the request, checks who asks, and follows the reply to its last byte.
+async fn around(State(app): Shared, mut request: Request, next: Next) -> Reply {
+    let route = route_of(request.uri().path());
+    let trace = Trace::begin(request.method().clone(), route, Arc::clone(&app.counters));
+    let origin = request.headers().get(header::ORIGIN).filter(|origin| app.origins.allows(origin)).cloned();
+    let mut response = match admit(&app, route, &request) {
+        Err(error) => {
+            trace.failed(&error);
+            error.response()
+        }
+        Ok(()) if origin.is_some() && is_preflight(&request) => preflight(),
+        Ok(()) => {
+            request.extensions_mut().insert(Arc::clone(&trace));
+            next.run(request).await
+        }
+    };
+    trace.status(response.status());
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&trace.id) {
+        headers.insert("x-request-id", id);
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(origin) = origin {
+        allow_origin(headers, origin);
+    }
+    response.map(|body| Body::new(Followed { body, _trace: trace }))
+}
+
+fn route_of(path: &str) -> &'static str {
+    let known = ROUTES.iter().find(|route| **route == path);
+    let of_models = path.strip_prefix("/v1/models/").map(|_| &"/v1/models/{id}");
+    known.or(of_models).copied().unwrap_or("other")
+}
+
+fn admit(app: &App, route: &str, request: &Request) -> Result<(), ApiError> {
+    app.origins.check(request.headers())?;
+    // A browser sends no key along when it asks whether it may.
+    if OPEN.contains(&route) || is_preflight(request) { Ok(()) } else { app.keys.check(request.headers()) }
+}
+
+fn is_preflight(request: &Request) -> bool {
+    request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+fn preflight() -> Reply {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("authorization, content-type"),
+    );
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    response
+}
+
+fn allow_origin(headers: &mut HeaderMap, origin: HeaderValue) {
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.insert(header::VARY, HeaderValue::from_static("origin"));
+    let told = HeaderValue::from_static("retry-after, x-exotherm-warning, x-request-id");
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, told);
+}
+
+/// A reply's body; with its end the request is over.
+struct Followed {
+    body: Body,
+    _trace: Arc<Trace>,
+}
+
+impl HttpBody for Followed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+async fn no_such_path(request: Request) -> Reply {
+    let path = crate::fields::shortened(request.uri().path());
+    let message = format!("there is nothing at {path}; /openapi.json lists what there is");
+    ApiError::new(StatusCode::NOT_FOUND, "not_found", message).response()
+}
+
+async fn no_such_method(request: Request) -> Reply {
+    let message = format!("{} is not for this path", request.method());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message).response()
+}
+
+async fn page() -> Reply {
+    // The page is one file: it may load nothing, and nobody may frame it.
+    const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+                          connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
+                          frame-ancestors 'none'";
+    let mut response = Response::new(Body::from(PAGE));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
+}
+
+async fn openapi() -> Reply {
+    json_response(StatusCode::OK, OPENAPI)
+}
+
+async fn health(State(app): Shared) -> Reply {
+    match app.loaded() {
+        Some(_) => json_response(StatusCode::OK, r#"{"status":"ok"}"#),
+        None => json_response(StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"loading"}"#),
+    }
+}
+
+/// Whether new requests are welcome.
+async fn ready(State(app): Shared) -> Reply {
+    match app.models() {
+        Err(error) => error.response(),
+        Ok(_) if app.is_stopping() => {
+            ApiError::unavailable("shutting_down", "the server is shutting down").response()
+        }
+        Ok(_) => json_response(StatusCode::OK, r#"{"status":"ready"}"#),
+    }
+}
+
+async fn prometheus(State(app): Shared) -> Reply {
+    let mut response = Response::new(Body::from(metrics::render(&app.counters, app.loaded())));
+    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    response
+}
+
+async fn models(State(app): Shared) -> Reply {
+    let listed = app.models().map(|models| {
+        let data: Vec<Value> = models.0.iter().map(|model| model.listed()).collect();
+        json!({ "object": "list", "data": data })
+    });
+    reply(listed)
+}
+
+async fn model(State(app): Shared, Path(id): Path<String>) -> Reply {
+    reply(app.models().and_then(|models| models.find(&id)).map(|model| model.listed()))
+}
+
+async fn tokenize(State(app): Shared, request: Request) -> Reply {
+    said(read(&app, request, text::tokenize).await)
+}
+
+async fn detokenize(State(app): Shared, request: Request) -> Reply {
+    said(read(&app, request, text::detokenize).await)
+}
+
+async fn chat_completions(State(app): Shared, trace: Extension<Arc<Trace>>, request: Request) -> Reply {
+    answer(&app, trace.0, request, chat::read).await
+}
+
+async fn plain_completions(State(app): Shared, trace: Extension<Arc<Trace>>, request: Request) -> Reply {
+    answer(&app, trace.0, request, completions::read).await
+}
+
+async fn answer(app: &Arc<App>, trace: Arc<Trace>, request: Request, of: Reader<Job>) -> Reply {
+    let answered = match read(app, request, of).await {
+        Ok(job) => job.answer(app.config.request_timeout, Arc::clone(&trace)).await,
+        Err(error) => Err(error),
+    };
+    answered.unwrap_or_else(|error| {
+        trace.failed(&error);
+        error.response()
+    })
+}
+
+type Reader<T> = fn(&[u8], &Models, bool) -> Result<T, ApiError>;
+
+/// Takes a request in. Parsing and tokenizing may take long and go to a thread of their own.
+async fn read<T: Send + 'static>(app: &Arc<App>, request: Request, of: Reader<T>) -> Result<T, ApiError> {
+    let config = &app.config;
+    let body = body::read(request, config.max_body_bytes, config.body_timeout, &app.room).await?;
+    let app = Arc::clone(app);
+    let work = move || of(&body.bytes, app.models()?, app.config.lenient);
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| ApiError::internal("the request could not be read: something panicked"))?
+}
+
+fn said(result: Result<text::Said, ApiError>) -> Reply {
+    match result {
+        Ok(said) => with_warning(json_response(StatusCode::OK, said.value.to_string()), &said.ignored),
+        Err(error) => error.response(),
+    }
+}
+
+fn reply(result: Result<Value, ApiError>) -> Reply {
+    match result {
+        Ok(value) => json_response(StatusCode::OK, value.to_string()),
+        Err(error) => error.response(),
+    }
+}

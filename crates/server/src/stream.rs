@@ -1,0 +1,162 @@
+//! Replies as server-sent events, each written when its token comes.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::Response;
+use futures_util::stream::unfold;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::answer::{Job, Kind, event_stream};
+use crate::error::ApiError;
+use crate::generate::{Finish, Logged, Progress, Running};
+use crate::reply::Envelope;
+use crate::trace::Trace;
+
+/// How often a stream without tokens shows that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+pub fn response(job: Job, envelope: Envelope, running: Running, trace: Arc<Trace>) -> Response<Body> {
+    let mut head = Value::Object(envelope.fields()).to_string();
+    head.pop();
+    let events = Events { job, head, running, trace, begun: false, over: false };
+    let chunks = unfold(events, |mut events| async {
+        let chunk = events.next().await?;
+        Some((Ok::<Bytes, Infallible>(Bytes::from(chunk)), events))
+    });
+    event_stream(Body::from_stream(chunks))
+}
+
+struct Events {
+    job: Job,
+    /// The fields that all chunks begin with, without the closing brace.
+    head: String,
+    running: Running,
+    trace: Arc<Trace>,
+    begun: bool,
+    over: bool,
+}
+
+impl Events {
+    /// The events that are due, as many as there are.
+    async fn next(&mut self) -> Option<String> {
+        if self.over {
+            return None;
+        }
+        let mut out = String::new();
+        if !self.begun {
+            self.begun = true;
+            self.begin(&mut out);
+            if !out.is_empty() {
+                return Some(out);
+            }
+        }
+        while out.is_empty() && !self.over {
+            match timeout(KEEP_ALIVE, self.running.next()).await {
+                Err(_) => out.push_str(": waiting\n\n"),
+                Ok(progress) => self.take(progress, &mut out),
+            }
+        }
+        // What has come in the meantime goes out in the same write.
+        while !self.over
+            && let Some(progress) = self.running.ready()
+        {
+            self.take(progress, &mut out);
+        }
+        Some(out)
+    }
+
+    /// A chat's choices begin with the role, a completion's with the prompt if it is to be echoed.
+    fn begin(&self, out: &mut String) {
+        for i in 0..self.running.choices.len() {
+            match self.job.kind {
+                Kind::Chat => {
+                    let delta = r#""delta":{"role":"assistant","content":"","refusal":null}"#;
+                    self.chunk(i, delta, &[], None, "", out);
+                }
+                Kind::Completion if !self.job.echo(i).is_empty() => self.text(i, self.job.echo(i), &[], out),
+                Kind::Completion => {}
+            }
+        }
+    }
+
+    fn take(&mut self, progress: Result<Progress, ApiError>, out: &mut String) {
+        let progress = match progress {
+            Ok(progress) => progress,
+            Err(error) => {
+                self.trace.failed(&error);
+                event(&error.body().to_string(), out);
+                self.over = true;
+                return;
+            }
+        };
+        if !progress.text.is_empty() {
+            self.text(progress.choice, &progress.text, &progress.log, out);
+        }
+        if let Some(finish) = progress.finish {
+            let nothing = if self.job.kind == Kind::Chat { r#""delta":{}"# } else { r#""text":"""# };
+            // Tokens may be left that had no text.
+            let log = if progress.text.is_empty() { &progress.log[..] } else { &[] };
+            let is_last = self.running.is_finished();
+            let extras = if is_last { self.extras() } else { String::new() };
+            self.chunk(progress.choice, nothing, log, Some(finish), &extras, out);
+            if is_last {
+                self.end(out);
+            }
+        }
+    }
+
+    fn text(&self, choice: usize, text: &str, log: &[Logged], out: &mut String) {
+        let text = Value::from(text);
+        let content = match self.job.kind {
+            Kind::Chat => format!(r#""delta":{{"content":{text}}}"#),
+            Kind::Completion => format!(r#""text":{text}"#),
+        };
+        self.chunk(choice, &content, log, None, "", out);
+    }
+
+    /// `content` is the part in which chats and completions differ, `extras` what stands beside the choices.
+    fn chunk(
+        &self,
+        choice: usize,
+        content: &str,
+        log: &[Logged],
+        finish: Option<Finish>,
+        extras: &str,
+        out: &mut String,
+    ) {
+        let finish = Value::from(finish.map(Finish::name));
+        let logprobs = if log.is_empty() { Value::Null } else { self.job.logprobs(log) };
+        let choice =
+            format!(r#"{{"index":{choice},{content},"logprobs":{logprobs},"finish_reason":{finish}}}"#);
+        let usage = if self.job.params.include_usage { r#","usage":null"# } else { "" };
+        event(&format!(r#"{},"choices":[{choice}]{usage}{extras}}}"#, self.head), out);
+    }
+
+    /// The timings, as fields after others.
+    fn extras(&self) -> String {
+        let mut extras = serde_json::Map::new();
+        self.job.add_extras(&mut extras, &self.running.choices);
+        let extras = Value::Object(extras).to_string();
+        format!(",{}", &extras[1..extras.len() - 1])
+    }
+
+    fn end(&mut self, out: &mut String) {
+        self.over = true;
+        self.trace.finished(&self.running.choices);
+        if self.job.params.include_usage {
+            let usage = self.job.usage(&self.running.choices);
+            event(&format!(r#"{},"choices":[],"usage":{usage}}}"#, self.head), out);
+        }
+        event("[DONE]", out);
+    }
+}
+
+fn event(data: &str, out: &mut String) {
+    out.push_str("data: ");
+    out.push_str(data);
+    out.push_str("\n\n");
+}

@@ -1,0 +1,96 @@
+//! What is known of a request in the end: one line on stderr for each, if `RUST_LOG` asks for it, and the counts.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use axum::http::{Method, StatusCode};
+
+use crate::error::ApiError;
+use crate::generate::Choice;
+use crate::metrics::Counters;
+
+/// A request from its first byte to the last of its reply: dropped with the reply's body, it tells what became of it.
+pub struct Trace {
+    pub id: String,
+    method: Method,
+    /// The route, or what stands for all paths that are none.
+    route: &'static str,
+    began: Instant,
+    facts: Mutex<Facts>,
+    counters: Arc<Counters>,
+}
+
+#[derive(Default)]
+struct Facts {
+    status: Option<StatusCode>,
+    model: Option<String>,
+    prompt_tokens: usize,
+    cached_tokens: usize,
+    generated: usize,
+    finish: Option<&'static str>,
+    error: Option<String>,
+}
+
+impl Trace {
+    pub fn begin(method: Method, route: &'static str, counters: Arc<Counters>) -> Arc<Trace> {
+        counters.begin();
+        let (id, began) = (crate::ids::unique("req"), Instant::now());
+        Arc::new(Trace { id, method, route, began, facts: Mutex::default(), counters })
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub fn status(&self, status: StatusCode) {
+        self.note(|facts| facts.status = Some(status));
+    }
+
+    pub fn model(&self, id: &str) {
+        self.note(|facts| facts.model = Some(id.to_string()));
+    }
+
+    pub fn failed(&self, error: &ApiError) {
+        self.note(|facts| {
+            facts.finish = error.code;
+            facts.error = Some(error.message.clone());
+        });
+    }
+
+    pub fn finished(&self, choices: &[Choice]) {
+        self.note(|facts| {
+            facts.prompt_tokens = choices.iter().map(|c| c.stats.prompt_tokens).sum();
+            facts.cached_tokens = choices.iter().map(|c| c.stats.cached_tokens).sum();
+            facts.generated = choices.iter().map(|c| c.tokens).sum();
+            facts.finish = choices.first().and_then(|c| c.finish).map(|finish| finish.name());
+        });
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        let facts = self.facts.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.counters.end(self.route, facts.status);
+        if !self.counters.logs {
+            return;
+        }
+        let status = facts.status.map_or("-".to_string(), |status| status.as_u16().to_string());
+        let took = self.began.elapsed().as_secs_f64() * 1e3;
+        let mut line =
+            format!("[http] id={} {} {} status={status} ms={took:.1}", self.id, self.method, self.route);
+        if let Some(model) = &facts.model {
+            line += &format!(
+                " model={model:?} prompt={} cached={} generated={} finish={}",
+                facts.prompt_tokens,
+                facts.cached_tokens,
+                facts.generated,
+                // Nothing was noted of a client that went away.
+                facts.finish.unwrap_or("gone"),
+            );
+        }
+        if let Some(error) = &facts.error {
+            line += &format!(" error={error:?}");
+        }
+        exotherm_observe::line(&line);
+    }
+}
