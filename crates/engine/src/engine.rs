@@ -16,7 +16,8 @@ pub struct Engine {
     executor: Box<dyn Executor>,
     sampler: Sampler,
     batch: Batch,
-    /// The step that is under way.
+    /// Whether a step is under way, and what it is to run.
+    is_stepping: bool,
     plan: Option<Plan>,
     sampled: Vec<u32>,
     /// Floats from one row of logits to the next, and how many of them are tokens that may be given back.
@@ -36,6 +37,11 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         let limits = config.limits(program, backend)?;
         let executor = backend.compile(program, &limits)?;
+        debug_assert_eq!(
+            executor.memory(),
+            backend.memory(program, &limits),
+            "it takes what it said it would"
+        );
         let logits_width = program.buffer(program.logits()).width;
         let tables = config.ctx.div_ceil(BLOCK).saturating_mul(config.max_seqs);
         Ok(Engine {
@@ -43,6 +49,7 @@ impl Engine {
             executor,
             sampler: Sampler::default(),
             batch: Batch::with_capacity(limits.rows, config.max_seqs, tables.min(limits.blocks)),
+            is_stepping: false,
             plan: None,
             sampled: Vec::with_capacity(config.max_seqs),
             logits_width,
@@ -61,6 +68,7 @@ impl Engine {
     /// Runs one step of everything that can run and tells what came of it. After an error the step's requests
     /// are over (the next step says so); the others go on.
     pub fn step(&mut self) -> Result<&[Event], EngineError> {
+        self.is_stepping = true;
         self.events.clear();
         self.events.append(&mut self.pending_events);
         let now = Instant::now();
@@ -73,6 +81,7 @@ impl Engine {
         if let Some(plan) = self.plan.take() {
             self.scheduler.commit(plan, &self.sampled, Instant::now(), &mut self.events);
         }
+        self.is_stepping = false;
         Ok(&self.events)
     }
 
@@ -97,6 +106,9 @@ impl Engine {
     /// Ends the requests of a step that did not come to its end because something panicked on the way; the next step says
     /// so. Where no step is under way nothing happens.
     pub fn fail_step(&mut self) {
+        if !std::mem::take(&mut self.is_stepping) {
+            return;
+        }
         // What the step was to tell is told by the next.
         self.pending_events.append(&mut self.events);
         self.scheduler.abandon(self.plan.take(), Instant::now(), &mut self.pending_events);
