@@ -160,7 +160,7 @@ fn a_deadline_ends_a_request_wherever_it_is() {
     let program = transformer();
     let mut engine = engine(&program, CTX, 1, 8);
     let mut heard = Heard::default();
-    let soon = Instant::now() + Duration::from_millis(30);
+    let soon = Instant::now() + Duration::from_millis(300);
     let late = Request { deadline: Some(soon), ..greedy(&[1], 60) };
     let running = engine.submit(late.clone()).expect("it fits");
     let waiting = engine.submit(late).expect("it can wait");
