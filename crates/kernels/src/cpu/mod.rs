@@ -113,11 +113,12 @@ impl Backend for CpuBackend {
 
     fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
         const TOO_MUCH: usize = usize::MAX;
-        let measured = Packer::measuring(program, limits, self.threads, self.activations()).and_then(|mut packer| {
-            // The steps are not wanted, only what they ask for.
-            prepare(&mut packer)?;
-            Ok((packer.weight_bytes(), packer.finish()?))
-        });
+        let measured =
+            Packer::measuring(program, limits, self.threads, self.activations()).and_then(|mut packer| {
+                // The steps are not wanted, only what they ask for.
+                prepare(&mut packer)?;
+                Ok((packer.weight_bytes(), packer.finish()?))
+            });
         let Ok((weights, sizes)) = measured else {
             return MemoryUse { weights: TOO_MUCH, kv: TOO_MUCH, recurrent: TOO_MUCH, scratch: TOO_MUCH };
         };
