@@ -84,7 +84,10 @@ impl Limits {
         Some(Limits {
             read: speed("memory_read_bytes_s")?,
             integer: speed("integer_ops_s")?,
-            pair: speed("bf16_ops_s"),
+            pair: match value.get("bf16_ops_s").filter(|pair| !pair.is_null()) {
+                Some(_) => Some(speed("bf16_ops_s")?),
+                None => None,
+            },
             float: speed("float_ops_s")?,
         })
     }
@@ -150,6 +153,9 @@ mod tests {
         }
         let mut broken = limits.as_json();
         broken["float_ops_s"]["best"] = json!(0);
+        assert_eq!(Limits::from_json(&broken), None);
+        let mut broken = limits.as_json();
+        broken["bf16_ops_s"]["best"] = json!("fast");
         assert_eq!(Limits::from_json(&broken), None);
         assert_eq!(Limits::from_json(&json!({})), None);
     }

@@ -232,6 +232,7 @@ fn perplexity_is_the_same_however_it_is_computed() {
 #[test]
 fn selfcheck_agrees_on_every_kind_of_model() {
     let user = User::new();
+    let isa = user.run(&["devices", "--json"]).json()["devices"][0]["isa"].clone();
     for case in ["llama-rope3", "qwen3moe-fused", "gemma3-six", "gpt2", "rwkv7/model.gguf"] {
         for options in [&[][..], &["--kv-type", "f16", "--threads", "2"], &["--quantize", "bf16"]] {
             let base = ["selfcheck", &path(case), "--tokens", "100", "--json"];
@@ -244,9 +245,13 @@ fn selfcheck_agrees_on_every_kind_of_model() {
                 (&json["text"]["positions"], &json["text"]["against"]),
                 (&100.into(), &"reference".into())
             );
-            assert_eq!(json["rounds_activations"], false, "no weight is quantized: {json}");
-            assert_eq!(json["hash"], json["reference_hash"], "{case} {json}");
-            assert_eq!(json["first_divergence"], Value::Null);
+            let rounds = options.contains(&"bf16") && isa == "avx512bf16";
+            assert_eq!(json["rounds_activations"], rounds, "no weight is quantized: {json}");
+            // Where activations are rounded, random weights may be of two minds.
+            if !rounds {
+                assert_eq!(json["hash"], json["reference_hash"], "{case} {json}");
+                assert_eq!(json["first_divergence"], Value::Null);
+            }
             assert!(json["worst_op"]["name"].is_string(), "{json}");
         }
     }

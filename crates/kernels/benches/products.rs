@@ -67,8 +67,14 @@ fn step(executor: &mut dyn Executor, program: &Program, rows: usize) -> (Batch, 
         bytes += matrix.bytes() as f64;
         operations += 2.0 * (matrix.n_in * matrix.n_out * rows) as f64;
     }
-    let quantized = program.matrices().iter().all(|m| m.segments.iter().all(|s| s.dtype().is_quantized()));
-    let units = if quantized { Units::Integers } else { Units::Floats };
+    let all = |wanted: fn(DType) -> bool| {
+        program.matrices().iter().all(|m| m.segments.iter().all(|s| wanted(s.dtype())))
+    };
+    let units = match () {
+        () if all(DType::is_quantized) => Units::Integers,
+        () if all(|dtype| dtype == DType::BF16) => Units::Pairs,
+        () => Units::Floats,
+    };
     (batch, Work { bytes, operations, units })
 }
 

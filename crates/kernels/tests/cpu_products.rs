@@ -70,7 +70,8 @@ impl Projection {
             // block, and the parts may be some times as large as their sum.
             let (roundings, parts) = match is_quantized {
                 true => (8 * self.n_in.div_ceil(INT8_BLOCK) + 5, 8.0),
-                false => (self.n_in.min(64) + self.n_in.div_ceil(64) + 1, 1.0),
+                // A run is of 64 products, or of as many pairs.
+                false => (self.n_in.min(128) + self.n_in.div_ceil(64) + 1, 1.0),
             };
             let allowed = parts * magnitude * roundings as f64 * f64::from(f32::EPSILON) / 2.0 + 1e-30;
             assert!((f64::from(have) - want).abs() <= allowed, "{what}: {have} is not {want} ({allowed:e})");

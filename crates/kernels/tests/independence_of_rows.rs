@@ -128,11 +128,12 @@ fn independent(backends: &[&dyn Backend], kind: Kind, seed: u64) -> Result<(), S
     let activations = backends[0].activations();
     let (kv_type, rounds, least) = compared(&work, activations);
     let oracle = work.run(&ReferenceWith(activations), kv_type, &work.alone(), &mut numbers);
-    // A step in an early layer moves others in the later ones, until the two are as far apart as both are from what is exact.
+    // A step in an early layer moves others in the later ones, until the two are nearly as far apart as both are from what is
+    // exact; a backend that rounds nothing is just as far from the one that does.
     let allowed = match rounds {
         true => {
-            largest_difference(&work.run(&ReferenceBackend, kv_type, &work.alone(), &mut numbers), &oracle)
-                .max(least)
+            let exact = work.run(&ReferenceBackend, kv_type, &work.alone(), &mut numbers);
+            (0.9 * largest_difference(&exact, &oracle)).max(least)
         }
         false => least,
     };
@@ -184,9 +185,12 @@ proptest! {
     #[test]
     fn cpu_rows_are_independent(kind in kinds(), seed: u64) {
         // The last level has all that there is, though the best may do without some of it.
-        let level = CpuBackend::levels().last().unwrap();
-        let [one, two, three] = [1, 2, 3].map(|threads| CpuBackend::with_level(threads, level).unwrap());
-        prop_assert_eq!(independent(&[&one, &two, &three], kind, seed), Ok(()));
+        let mut levels = vec![CpuBackend::levels().last().unwrap()];
+        levels.extend(Some(CpuBackend::new(1).level()).filter(|best| *best != levels[0]));
+        for level in levels {
+            let [one, two, three] = [1, 2, 3].map(|threads| CpuBackend::with_level(threads, level).unwrap());
+            prop_assert_eq!(independent(&[&one, &two, &three], kind, seed), Ok(()));
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::profile::{Work, WorkCounter, attention_ops};
 use exotherm_kernels::reference::ReferenceBackend;
 use exotherm_kernels::{Activations, BLOCK, Backend, Batch, KvType, Limits, Op};
+use exotherm_tensor::DType;
 
 const KINDS: [Kind; 3] = [Kind::Dense, Kind::Experts, Kind::Recurrent];
 
@@ -110,11 +111,15 @@ fn weights_are_counted_once_for_a_step_and_operations_for_every_row() {
                     Op::NormLinear(_) | Op::LinearResidual(_) | Op::GroupedLinear(_) | Op::Lora(_)
                 ) {
                     assert_eq!(lots.ops(), 12 * few.ops(), "{name}");
-                    let mut weights = 0;
+                    let (mut weights, mut pairs) = (0, 0);
                     op.for_each_matrix(&program, &mut |id, _| {
                         let matrix = program.matrix(id);
                         weights += 2 * (matrix.n_in * matrix.n_out) as u64;
+                        let bf16 = matrix.segments.iter().filter(|s| s.dtype() == DType::BF16);
+                        pairs += bf16.map(|s| 2 * (s.n_in() * s.n_rows()) as u64).sum::<u64>();
                     });
+                    let to_bf16 = activations == Activations::RoundedToBf16;
+                    assert_eq!(few.pair_ops, if to_bf16 { 2 * pairs } else { 0 }, "{name}");
                     // Two sequences, a row each.
                     assert_eq!(few.ops(), 2 * weights, "{name}");
                 }

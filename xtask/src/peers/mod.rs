@@ -324,7 +324,11 @@ impl Session<'_> {
     fn same_logits(&mut self, name: &str, path: &Path) -> Result<()> {
         let ids = self.question(path)?;
         let positions: Vec<String> = (0..ids.split(',').count()).map(|i| i.to_string()).collect();
-        let args = ["logits", &text(path)?, "--tokens", &ids, "--positions", &positions.join(",")];
+        // `logits` would leave activations as they are where what is timed rounds them to BF16.
+        let devices = self.exotherm.json(&["devices"])?;
+        let isa = devices["devices"][0]["isa"].as_str().context("devices tells no level")?;
+        let positions_given = positions.join(",");
+        let args = ["logits", &text(path)?, "--tokens", &ids, "--positions", &positions_given, "--isa", isa];
         let logits = self.exotherm.json(&args)?;
         let file = self.folder.join("logits.json");
         std::fs::write(&file, logits.to_string())?;

@@ -19,6 +19,8 @@ pub struct Machine {
     /// Multiplications and additions per second that all threads make together.
     float: f64,
     integer: f64,
+    /// Of pairs of BF16, where there are instructions for them.
+    pair: Option<f64>,
 }
 
 impl Machine {
@@ -28,13 +30,14 @@ impl Machine {
         let read = backend.read_speed(BYTES, TIME).expect("there is memory for it").best;
         let float = backend.float_speed(TIME).expect("threads can be had").best;
         let integer = backend.integer_speed(TIME).expect("threads can be had").best;
+        let pair = backend.pair_speed(TIME).expect("threads can be had").map(|speed| speed.best);
         println!(
             "{threads} threads; memory is read at {:.1} GB/s, f32 computed at {:.0} GFLOP/s, bytes at {:.0} GOP/s",
             read / 1e9,
             float / 1e9,
             integer / 1e9
         );
-        Machine { threads, read, float, integer }
+        Machine { threads, read, float, integer, pair }
     }
 
     /// What a time for that work is of the limits.
@@ -44,6 +47,8 @@ impl Machine {
         let (limit, units) = match work.units {
             Units::Floats => (self.float, "f32"),
             Units::Integers => (self.integer, "integer"),
+            // Without instructions for them they are floats.
+            Units::Pairs => self.pair.map_or((self.float, "f32"), |pair| (pair, "BF16")),
         };
         format!(
             "{:.2} GB/s, {:.0} % of the memory's; {:.1} G operations/s, {:.0} % of what {units} units do",

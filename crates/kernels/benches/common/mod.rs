@@ -29,6 +29,8 @@ pub struct Work {
 pub enum Units {
     Floats,
     Integers,
+    /// Of BF16.
+    Pairs,
 }
 
 pub struct Bench {

@@ -1,6 +1,7 @@
-//! The rows that an op multiplies weights with: normed where the op norms them, in groups, as integers where the weights are
-//! quantized, as pairs of BF16 where they are BF16 and the processor can multiply such pairs, and else as floats. Many rows are made ready by all lanes before a barrier; one row every lane makes ready for itself, which is
-//! cheaper than the barrier and gives the same bits.
+//! The rows that an op multiplies weights with: normed where the op norms them, in groups, as integers where the weights
+//! are quantized, as pairs of BF16 where they are BF16 and the processor can multiply such pairs, and else as floats. Many
+//! rows are made ready by all lanes before a barrier; one row every lane makes ready for itself, which is cheaper than the
+//! barrier and gives the same bits.
 
 use super::context::{Ctx, Lane};
 use super::floats;

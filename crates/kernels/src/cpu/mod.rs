@@ -375,7 +375,7 @@ mod tests {
     /// The suite outside runs at the best level alone.
     #[test]
     fn every_level_conforms() {
-        for level in Level::available() {
+        for level in Level::available().chain([Level::ScalarPairs(simd::Scalar)]) {
             let backend = CpuBackend { level, ..CpuBackend::new(2) };
             OPS.iter().for_each(|op| check_op(&backend, op));
         }

@@ -28,9 +28,10 @@ use report::Report;
 /// activations of an op that has neither; of a mixture of experts as many as were routed to at most. OPS are
 /// multiplications and additions. LIMIT is the share of the time that the op would take if it went as fast as memory is
 /// read or as the units compute, whichever is slower, and BINDS is that limit: `memory read`, `integer units`,
-/// `BF16 units` or `float units`; `caches`, if the bytes came faster than memory is read; `cache/latency`, if the op is at less than a
-/// third of either and something else holds it up. The limits are those that `exotherm devices --measure` finds; the
-/// speed of memory is measured again before and after the run. A profiled run is slower than others by its clocks.
+/// `BF16 units` or `float units`; `caches`, if the bytes came faster than memory is read; `cache/latency`, if the op is
+/// at less than a third of either and something else holds it up. The limits are those that `exotherm devices --measure`
+/// finds; the speed of memory is measured again before and after the run. A profiled run is slower than others by its
+/// clocks.
 ///
 /// With RUST_LOG=exotherm=trace in the environment this and every other command that runs a model print on stderr, for
 /// each layer and step, what the parts of attention take.

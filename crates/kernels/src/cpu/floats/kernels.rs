@@ -1,5 +1,5 @@
 //! The loops: one row of activations reads the panels as they lie in memory, several share a stretch of three panels
-//! made floats. Both do the same sums in the same order.
+//! unpacked to vectors. Both do the same sums in the same order.
 
 use super::layout::{Layout, panel_bytes};
 use super::{FloatProduct, RUN};
@@ -12,7 +12,7 @@ const FAR: usize = 2 << 10;
 /// Columns of activations in a cache line.
 const BLOCK: usize = 16;
 
-/// Columns that are made floats at a time, of three panels: one column's vectors after the other's. They are a run, whose
+/// Columns that are unpacked at a time, of three panels: one column's vectors after the other's. They are a run, whose
 /// products are one sum, and fill a quarter of a first-level cache.
 #[repr(align(64))]
 struct Stretch([[f32; WIDTH]; 3 * RUN]);
@@ -160,7 +160,7 @@ fn many_rows<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
         for w in 0..W {
             weights[w] = &panels[w * per_panel + first / 2..][..columns.div_ceil(2)];
         }
-        to_floats::<I, L, BYTES, W>(isa, weights, stretch);
+        unpack::<I, L, BYTES, W>(isa, weights, stretch);
         let next = next_part::<BYTES, W>(panels, per_panel, first / 2, weights);
         let (weights, _) = stretch.0.as_chunks::<W>();
         let part = Part { weights: &weights[..columns], is_first: first == 0, stride };
@@ -221,7 +221,7 @@ impl<'a, const W: usize> Ahead<'a, W> {
 }
 
 #[inline(always)]
-fn to_floats<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
+fn unpack<I: Isa, L: Layout<BYTES>, const BYTES: usize, const W: usize>(
     isa: I,
     weights: [&[[u8; BYTES]]; W],
     stretch: &mut Stretch,

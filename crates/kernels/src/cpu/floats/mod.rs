@@ -9,8 +9,8 @@
 //! through `RUN + n_in / RUN` roundings at most; that is as good as sixteen partial sums of every sixteenth column
 //! from about 1,300 columns on, and a third of their worst case at 16,384.
 //!
-//! Where the processor multiplies pairs of BF16, activations that meet weights of BF16 are rounded to it, and everything
-//! above holds with pairs for columns.
+//! Where the processor multiplies pairs of BF16, activations that meet weights of BF16 are rounded to it, and what is said
+//! above of columns holds for pairs, each of which is two roundings.
 
 mod kernels;
 mod layout;

@@ -24,19 +24,16 @@ pub(super) fn dot_bf16_pairs<I: Isa>(isa: I, a: I::V, b: I::V, sums: I::V) -> I:
     isa.store(sums, &mut out);
     for lane in 0..WIDTH {
         let (a, b) = (left[lane].to_bits(), right[lane].to_bits());
-        // The product of two BF16 is exact in f32 but for its range, so the sum is what is rounded.
-        out[lane] += high(a) * high(b);
-        out[lane] += low(a) * low(b);
+        for half in [16, 0] {
+            let (a, b) = (bf16_to_f32((a >> half) as u16), bf16_to_f32((b >> half) as u16));
+            out[lane] = flushed(flushed(a).mul_add(flushed(b), flushed(out[lane])));
+        }
     }
     isa.load(&out)
 }
 
+/// What is less than all normal numbers is taken and given as zero.
 #[inline(always)]
-fn low(pair: u32) -> f32 {
-    bf16_to_f32(pair as u16)
-}
-
-#[inline(always)]
-fn high(pair: u32) -> f32 {
-    bf16_to_f32((pair >> 16) as u16)
+fn flushed(value: f32) -> f32 {
+    if value.is_subnormal() { 0.0f32.copysign(value) } else { value }
 }

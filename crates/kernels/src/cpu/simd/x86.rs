@@ -30,8 +30,9 @@ impl Avx512Bf16 {
         Some(Avx512Bf16 { bytes, pairs: Avx512(()) })
     }
 
-    /// Whether a processor that has them multiplies pairs faster than floats. Zen 4 and 5 start as many instructions of
-    /// either kind, so twice as many products; Intel's (Emerald Rapids) were measured to make half as many.
+    /// Whether a processor that has them multiplies pairs faster than floats. AMD's start as many instructions of either
+    /// kind, say the tables that are published of Zen 4 and 5, so they make twice as many products; an Emerald Rapids of
+    /// Intel's was measured to make half as many. (Not measured when it starts: what it computes would depend on that.)
     pub fn pays() -> bool {
         let vendor = __cpuid(0);
         [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"

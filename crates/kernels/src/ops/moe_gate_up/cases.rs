@@ -26,6 +26,7 @@ pub(crate) fn cases() -> Vec<Case> {
         cases.push(case([DType::F32; 2], (4, 4), (13, 52), 17, activation));
         cases.push(case([DType::Q4_0, DType::Q8_0], (8, 2), (9, 64), 33, activation));
         cases.push(case([DType::F16, DType::BF16], (60, 3), (5, 40), 3, activation));
+        cases.push(case([DType::BF16, DType::Q8_0], (4, 2), (21, 96), 19, activation));
     }
     cases
 }

@@ -66,7 +66,7 @@ fn tolerance(n_in: usize, activation: Activation) -> Tolerance {
 fn mixed(rows: usize, n_in: usize) -> Case {
     let mut case = OneOp::with_rows(rows as u64, rows);
     let types = match n_in {
-        256 => vec![(DType::Q4K, 20), (DType::Q6K, 7), (DType::Q8_0, 9), (DType::F32, 3)],
+        256 => vec![(DType::Q4K, 20), (DType::Q6K, 7), (DType::Q8_0, 9), (DType::F32, 3), (DType::BF16, 21)],
         _ => vec![(DType::F16, 20), (DType::F32, 7), (DType::BF16, 9)],
     };
     let x = case.uneven_input(n_in);
