@@ -16,7 +16,8 @@ pub struct Engine {
     pub(crate) scheduler: Scheduler,
     executor: Box<dyn Executor>,
     batch: Batch,
-    /// The step that is under way.
+    /// Whether a step is under way, and what it is to run.
+    is_stepping: bool,
     plan: Option<Plan>,
     sampled: Vec<Sampled>,
     embedder: Option<Embedder>,
@@ -37,11 +38,17 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         let limits = config.limits(program, backend)?;
         let executor = backend.compile(program, &limits)?;
+        debug_assert_eq!(
+            executor.memory(),
+            backend.memory(program, &limits),
+            "it takes what it said it would"
+        );
         let tables = config.ctx.div_ceil(BLOCK).saturating_mul(config.max_seqs);
         Ok(Engine {
             scheduler: Scheduler::new(program, &config, &limits),
             executor,
             batch: Batch::with_capacity(limits.rows, config.max_seqs, tables.min(limits.blocks)),
+            is_stepping: false,
             plan: None,
             sampled: Vec::with_capacity(config.max_seqs),
             embedder: Embedder::new(program),
@@ -63,6 +70,7 @@ impl Engine {
     /// are over (the next step says so); the others go on. Where logits are no numbers, only the requests they were for are
     /// over; what came of the rest of the step is told with the next one.
     pub fn step(&mut self) -> Result<&[Event], EngineError> {
+        self.is_stepping = true;
         self.events.clear();
         self.events.append(&mut self.pending_events);
         let now = Instant::now();
@@ -81,6 +89,7 @@ impl Engine {
             self.scheduler.commit(plan, &self.sampled, now, &mut self.events);
             self.times.commit += now.elapsed();
         }
+        self.is_stepping = false;
         if let Some(position) = position {
             self.pending_events.append(&mut self.events);
             return Err(EngineError::NotNumbers { position });
@@ -111,6 +120,9 @@ impl Engine {
     /// Ends the requests of a step that did not come to its end because something panicked on the way; the next step says
     /// so. Where no step is under way nothing happens.
     pub fn fail_step(&mut self) {
+        if !std::mem::take(&mut self.is_stepping) {
+            return;
+        }
         // What the step was to tell is told by the next.
         self.pending_events.append(&mut self.events);
         self.scheduler.abandon(self.plan.take(), Instant::now(), &mut self.pending_events);

@@ -67,6 +67,8 @@ fn sizes_that_mean_nothing_are_refused_by_name() {
         ("max_seqs", config(1, 0, 1)),
         ("chunk", config(1, 1, 0)),
         ("logit_rows", EngineConfig { logit_rows: 0, ..config(1, 1, 1) }),
+        ("blocks", EngineConfig { blocks: Some(0), ..config(1, 1, 1) }),
+        ("snapshot_stride", EngineConfig { snapshot_stride: 24, ..config(1, 1, 1) }),
     ] {
         let why =
             Engine::new(&program, &ReferenceBackend, bad).err().expect("it must be refused").to_string();
@@ -225,7 +227,7 @@ fn a_deadline_ends_a_request_wherever_it_is() {
     let program = transformer();
     let mut engine = engine(&program, CTX, 1, 8);
     let mut heard = Heard::default();
-    let soon = Instant::now() + Duration::from_millis(30);
+    let soon = Instant::now() + Duration::from_millis(300);
     let late = Request { deadline: Some(soon), ..greedy(&[1], 60) };
     let running = engine.submit(late.clone()).expect("it fits");
     let waiting = engine.submit(late).expect("it can wait");
@@ -387,8 +389,10 @@ fn a_panic_in_a_step_ends_its_requests_and_no_others() {
         assert!(catch_unwind(AssertUnwindSafe(|| engine.step().map(|_| ()))).is_err());
         panics.store(false, Ordering::Relaxed);
         engine.fail_step();
-        engine.fail_step();
         assert_eq!(engine.books().used, 0);
+        heard.step(&mut engine);
+        // No step is under way: nothing is told twice.
+        engine.fail_step();
         heard.finish(&mut engine);
         running.iter().for_each(|id| assert_eq!(heard.ends[id].0, FinishReason::Failed));
         assert_eq!(heard.ends[&waiting].0, FinishReason::Length);

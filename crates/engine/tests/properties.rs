@@ -2,11 +2,14 @@
 
 mod common;
 
-use common::{Heard, VOCAB, alone_in, config, engine_on, greedy, setups};
+use common::{Heard, VOCAB, alone_in, config, engine_on, greedy, programs};
 use exotherm_engine::{Engine, EngineConfig, FinishReason, Request, RequestId, Sampling};
-use exotherm_kernels::BLOCK;
+use exotherm_kernels::cpu::CpuBackend;
+use exotherm_kernels::reference::ReferenceBackend;
+use exotherm_kernels::{BLOCK, Backend};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
 
 const CTX: usize = 56;
 
@@ -117,38 +120,61 @@ fn act(action: &Action, engine: &mut Engine, heard: &mut Heard, asked: &mut Aske
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// A request says the same bytes alone, its prompt in one piece in an engine that remembers nothing, and among any
-    /// others, in chunks of any size, after beginnings that are there already, as one of several choices, and when it had
-    /// to make room. And every request ends once, with everything given back.
-    #[test]
-    fn a_request_says_what_it_says_alone(actions in vec(action(), 1..40), sizes in sizes()) {
-        for (program, backend) in setups() {
-            let mut engine = Engine::new(&program, &*backend, sizes.clone()).expect("it is small");
-            let (mut heard, mut asked) = (Heard::default(), Asked::new());
-            for action in &actions {
-                act(action, &mut engine, &mut heard, &mut asked);
-                prop_assert!(engine.books().balance());
-            }
-            heard.finish(&mut engine);
-            let mut lonely = engine_on(&*backend, &program, CTX, 1, CTX);
-            for (id, request) in &asked {
-                let (tokens, alone) = (heard.tokens(*id), alone_in(&mut lonely, request));
-                let reason = heard.ends[id].0;
-                match reason {
-                    FinishReason::Cancelled => prop_assert_eq!(&tokens[..], &alone[..tokens.len()]),
-                    _ => prop_assert_eq!(&tokens, &alone),
-                }
-                match reason {
-                    FinishReason::Stop(token) => prop_assert!(request.stop_tokens.contains(&token)),
-                    FinishReason::Length => prop_assert_eq!(tokens.len(), request.max_tokens),
-                    other => prop_assert_eq!(other, FinishReason::Cancelled),
-                }
-            }
-            let books = engine.books();
-            prop_assert_eq!((books.used, books.free + books.cached), (0, books.total));
+/// A request says the same bytes alone, its prompt in one piece in an engine that remembers nothing, and among any
+/// others, in chunks of any size, after beginnings that are there already, as one of several choices, and when it had
+/// to make room. And every request ends once, with everything given back.
+fn each_says_what_it_says_alone(
+    backend: &dyn Backend,
+    actions: &[Action],
+    sizes: &EngineConfig,
+) -> Result<(), TestCaseError> {
+    for program in programs() {
+        let mut engine = Engine::new(&program, backend, sizes.clone()).expect("it is small");
+        let (mut heard, mut asked) = (Heard::default(), Asked::new());
+        for action in actions {
+            act(action, &mut engine, &mut heard, &mut asked);
+            prop_assert!(engine.books().balance());
         }
+        heard.finish(&mut engine);
+        let mut lonely = engine_on(backend, &program, CTX, 1, CTX);
+        for (id, request) in &asked {
+            let (tokens, alone) = (heard.tokens(*id), alone_in(&mut lonely, request));
+            let reason = heard.ends[id].0;
+            match reason {
+                FinishReason::Cancelled => prop_assert_eq!(&tokens[..], &alone[..tokens.len()]),
+                _ => prop_assert_eq!(&tokens, &alone),
+            }
+            match reason {
+                FinishReason::Stop(token) => prop_assert!(request.stop_tokens.contains(&token)),
+                FinishReason::Length => prop_assert_eq!(tokens.len(), request.max_tokens),
+                other => prop_assert_eq!(other, FinishReason::Cancelled),
+            }
+        }
+        let books = engine.books();
+        prop_assert_eq!((books.used, books.free + books.cached), (0, books.total));
+    }
+    Ok(())
+}
+
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn on_the_cpu(actions in vec(action(), 1..40), sizes in sizes()) {
+        each_says_what_it_says_alone(&CpuBackend::new(1), &actions, &sizes)?;
+    }
+}
+
+proptest! {
+    // It takes much longer.
+    #![proptest_config(cases(4))]
+
+    #[test]
+    fn on_the_reference(actions in vec(action(), 1..40), sizes in sizes()) {
+        each_says_what_it_says_alone(&ReferenceBackend, &actions, &sizes)?;
     }
 }

@@ -135,3 +135,43 @@ impl Scheduler {
         self.is_moving = false;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::config::EngineConfig;
+    use crate::request::Request;
+    use crate::simulator::model::{Fake, State, program};
+
+    /// Whoever panicked in the scheduler itself, everybody is told that it is over, and things are as at first.
+    #[test]
+    fn what_broke_off_in_the_middle_is_begun_anew() {
+        let (program, now) = (program(State::Both), Instant::now());
+        let config = EngineConfig { max_seqs: 3, ..EngineConfig::new(64) };
+        let limits = config.limits(&program, &Fake::default()).unwrap();
+        let mut scheduler = Scheduler::new(&program, &config, &limits);
+        let request = Request { n: 5, ..Request::new(vec![1; 16], 5) };
+        let first = scheduler.submit(request.clone(), now).unwrap();
+        let mut events = Vec::new();
+        let plan = scheduler.plan(now).unwrap();
+        let sampled = [2, 3, 4].map(|token| Sampled { token: Some(token), logprobs: None });
+        scheduler.commit(plan, &sampled, now, &mut events);
+        let plan = scheduler.plan(now);
+        assert_eq!((scheduler.stats().running, scheduler.stats().waiting), (3, 2));
+
+        events.clear();
+        scheduler.is_moving = true;
+        scheduler.abandon(plan, now, &mut events);
+        let ended = events.iter().map(|event| match event {
+            Event::Finished { id, reason: FinishReason::Failed, .. } => *id,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(ended.collect::<HashSet<_>>(), (0..5).map(|i| first.choice(i)).collect());
+        assert!(scheduler.is_idle());
+        assert_eq!((scheduler.books().free, scheduler.stats().snapshots), (limits.blocks, 0));
+        scheduler.submit(request, now).unwrap();
+        assert!(scheduler.plan(now).is_some());
+    }
+}

@@ -276,6 +276,8 @@ impl Scheduler {
             self.snapshots.audit();
             assert_eq!(self.running.len(), self.places.iter().flatten().count(), "a sequence is lost");
             assert!(self.waiting.iter().all(|s| s.blocks.is_empty()), "who waits has no blocks");
+            let ranks = || self.waiting.iter().map(|s| s.rank);
+            assert!(ranks().zip(ranks().skip(1)).all(|(before, after)| before < after), "out of order");
             assert!(self.running.windows(2).all(|w| self.at(w[0]).rank < self.at(w[1]).rank), "out of order");
         }
     }

@@ -1,7 +1,7 @@
 //! The scheduler against a model without kernels: random arrivals, lengths, priorities, choices, cancellations, deadlines
 //! and failures, with pools of all sizes, some much too small. Everything follows from a seed.
 
-mod model;
+pub(crate) mod model;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

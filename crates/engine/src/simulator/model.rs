@@ -80,8 +80,9 @@ impl Fault {
 }
 
 /// What a broken backend leaves out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Omission {
+    #[default]
     Nothing,
     BlockCopies,
     SlotCopies,
@@ -89,6 +90,7 @@ pub enum Omission {
     LastPositions,
 }
 
+#[derive(Default)]
 pub struct Fake {
     pub fault: Fault,
     pub omits: Omission,

@@ -1,0 +1,111 @@
+//! A request says the same bytes alone and among others, whatever it shares with them: on a tiny model of every family.
+
+use std::path::Path;
+
+use exotherm_engine::{Engine, EngineConfig, Event, FinishReason, Request, RequestId, Sampling};
+use exotherm_kernels::cpu::CpuBackend;
+use exotherm_kernels::{BLOCK, Program};
+use exotherm_models::{FAMILIES, LoadOptions, Model, load};
+use exotherm_weights::Checkpoint;
+
+const CTX: usize = 48;
+const MODELS: [&str; 8] =
+    ["gemma3", "gemma3-six", "gpt2", "llama-rope3", "qwen2", "qwen3", "qwen3moe", "rwkv7/model.gguf"];
+
+/// A splitmix64 stream.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+}
+
+fn golden(name: &str) -> Model {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden").join(name);
+    let mut checkpoint = Checkpoint::open(&path).expect("a golden model");
+    load(&mut checkpoint, &LoadOptions::default()).expect("it loads")
+}
+
+/// A prompt on one of two topics, which begin alike for a while, and how to answer it.
+fn request(numbers: &mut Numbers, vocab: usize) -> Request {
+    let topic = numbers.below(2);
+    let mut prompt: Vec<u32> = (0..numbers.below(28)).map(|i| ((i * i + 7 * topic) % vocab) as u32).collect();
+    prompt.extend((0..=numbers.below(4)).map(|_| numbers.below(vocab) as u32));
+    let sampling = match numbers.below(2) {
+        0 => Sampling::default(),
+        _ => {
+            Sampling { temperature: 1.0, top_k: 20, seed: numbers.below(1000) as u64, ..Sampling::default() }
+        }
+    };
+    let n = if numbers.below(4) == 0 { 2 } else { 1 };
+    Request { sampling, n, ..Request::new(prompt, 1 + numbers.below(16)) }
+}
+
+fn step(engine: &mut Engine, said: &mut Vec<(RequestId, u32)>) {
+    for event in engine.step().expect("it runs") {
+        match *event {
+            Event::Token { id, token, .. } => said.push((id, token)),
+            Event::Finished { reason, .. } => assert_eq!(reason, FinishReason::Length),
+        }
+    }
+}
+
+fn check(name: &str, program: &Program, seed: u64) -> u64 {
+    let backend = CpuBackend::new(1);
+    let mut numbers = Numbers(seed);
+    let config = EngineConfig {
+        max_seqs: 2 + numbers.below(4),
+        chunk: 1 + numbers.below(30),
+        // Few enough that sequences must make room for one another.
+        blocks: Some(CTX / BLOCK + numbers.below(4)),
+        snapshot_stride: BLOCK,
+        ..EngineConfig::new(CTX)
+    };
+    let mut engine = Engine::new(program, &backend, config).expect("it is small");
+    let (mut asked, mut said) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        let request = request(&mut numbers, program.vocab());
+        let id = engine.submit(request.clone()).expect("it fits");
+        asked.extend((0..request.n).map(|i| (id.choice(i), i, request.clone())));
+        (0..numbers.below(8)).for_each(|_| step(&mut engine, &mut said));
+    }
+    while !engine.is_idle() {
+        step(&mut engine, &mut said);
+    }
+    let config = EngineConfig { chunk: CTX, ..EngineConfig::new(CTX) };
+    let mut lonely = Engine::new(program, &backend, config).expect("it is small");
+    for (id, choice, mut request) in asked {
+        request.sampling.seed += choice as u64;
+        request.n = 1;
+        lonely.forget_prefixes();
+        let mut alone = Vec::new();
+        lonely.submit(request).expect("it fits");
+        while !lonely.is_idle() {
+            step(&mut lonely, &mut alone);
+        }
+        let tokens = said.iter().filter(|(of, _)| *of == id).map(|(_, token)| token);
+        assert!(tokens.eq(alone.iter().map(|(_, token)| token)), "{name}, seed {seed}: {id}");
+    }
+    let stats = engine.stats();
+    assert!(stats.cached_tokens > 0, "{name}, seed {seed}: nothing was shared");
+    stats.preemptions
+}
+
+#[test]
+fn every_family_says_what_it_says_alone() {
+    let mut seen = Vec::new();
+    for name in MODELS {
+        let model = golden(name);
+        let preemptions: u64 = (0..3).map(|seed| check(name, &model.program, seed)).sum();
+        let has_kv = !model.program.state().kv.is_empty();
+        assert!(!has_kv || preemptions > 0, "{name}: nobody had to make room");
+        seen.push(model.info.family);
+    }
+    for family in FAMILIES {
+        assert!(seen.contains(&family.name), "no model of the family {}", family.name);
+    }
+}
