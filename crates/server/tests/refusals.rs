@@ -17,6 +17,7 @@ fn parameters_that_are_wrong_are_named() {
     let served = Served::new();
     let chat = [
         (json!({ "temperatur": 1 }), "temperatur", "unknown_parameter"),
+        (json!({ "temperatur": null }), "temperatur", "unknown_parameter"),
         (json!({ "suffix": "x" }), "suffix", "unknown_parameter"),
         (json!({ "tools": [{ "type": "function" }] }), "tools", "unsupported_value"),
         (json!({ "response_format": { "type": "json_object" } }), "response_format", "unsupported_value"),
