@@ -72,6 +72,19 @@ def logprobs(client):
     assert "".join(told.choices[0].logprobs.tokens) == told.choices[0].text
 
 
+def embeddings(client):
+    texts = ["A river runs to the sea.", "The river flows into the ocean.", "Interest rates rose by a quarter point."]
+    river, stream, rates = [entry.embedding for entry in client.embeddings.create(model="m", input=texts).data]
+    assert math.isclose(sum(v * v for v in river), 1, rel_tol=1e-4)
+    assert nearness(river, stream) > nearness(river, rates)
+    plain = client.embeddings.create(model="m", input=texts[0], encoding_format="float").data[0].embedding
+    assert all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(plain, river))
+
+
+def nearness(a, b):
+    return sum(x * y for x, y in zip(a, b))
+
+
 def stops_and_seeds(client):
     whole = ask(client, max_tokens=30)
     text = whole.choices[0].message.content
@@ -123,7 +136,7 @@ def main():
     try:
         address = server.stdout.readline().split()[-1]
         client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=60)
-        for test in [models, chat, completions, streams, logprobs, stops_and_seeds, errors, extensions]:
+        for test in [models, chat, completions, streams, logprobs, embeddings, stops_and_seeds, errors, extensions]:
             test(client)
             print(f"{test.__name__}: fine")
         server.send_signal(signal.SIGTERM)

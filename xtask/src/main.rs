@@ -114,12 +114,14 @@ fn test(options: TestOptions) -> Result<()> {
     }
     step("tests", &mut cargo(&["test", "--workspace", "--features", features]))?;
     if options.offline {
-        println!("SKIPPED: the server under OpenAI's client (--offline)");
+        println!("SKIPPED: the server under OpenAI's client and in a storm (--offline)");
         return Ok(());
     }
     step("the binary", &mut cargo(&["build", "--quiet", "--package", "exotherm-cli"]))?;
     say("the server under OpenAI's client");
-    clients::openai(&root(), &development_binary(), "smollm2")
+    clients::openai(&root(), &development_binary(), "smollm2")?;
+    say("the server in a storm");
+    clients::storm(&root(), &development_binary(), "smollm2")
 }
 
 /// Where cargo puts the binary that it builds for development.

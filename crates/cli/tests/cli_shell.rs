@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use common::{User, expected, golden, list};
 use serde_json::Value;
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "run",
+    "serve",
     "pull",
     "models",
     "inspect",

@@ -2,13 +2,15 @@
 
 use std::time::Instant;
 
-use exotherm_kernels::{BLOCK, Backend, Batch, Executor, Program, Sampled};
+use exotherm_kernels::{BLOCK, Backend, Batch, Executor, Place, Program, Sampled};
 
 use crate::blocks::Books;
 use crate::config::EngineConfig;
+use crate::embedding::Embedder;
 use crate::error::EngineError;
 use crate::request::{Event, Request, RequestId};
 use crate::scheduler::{Plan, Scheduler, SchedulerStats, StateCopy};
+use crate::stats::StepTimes;
 
 pub struct Engine {
     pub(crate) scheduler: Scheduler,
@@ -18,6 +20,8 @@ pub struct Engine {
     is_stepping: bool,
     plan: Option<Plan>,
     sampled: Vec<Sampled>,
+    embedder: Option<Embedder>,
+    times: StepTimes,
     ctx: usize,
     vocab: usize,
     events: Vec<Event>,
@@ -47,6 +51,8 @@ impl Engine {
             is_stepping: false,
             plan: None,
             sampled: Vec::with_capacity(config.max_seqs),
+            embedder: Embedder::new(program),
+            times: StepTimes::default(),
             ctx: config.ctx,
             vocab: program.vocab(),
             events: Vec::with_capacity(2 * config.max_seqs),
@@ -70,6 +76,7 @@ impl Engine {
         let now = Instant::now();
         self.scheduler.expire(now, &mut self.events);
         self.plan = self.scheduler.plan(now);
+        self.times.plan += now.elapsed();
         let position = match self.run() {
             Ok(position) => position,
             Err(error) => {
@@ -78,7 +85,9 @@ impl Engine {
             }
         };
         if let Some(plan) = self.plan.take() {
-            self.scheduler.commit(plan, &self.sampled, Instant::now(), &mut self.events);
+            let now = Instant::now();
+            self.scheduler.commit(plan, &self.sampled, now, &mut self.events);
+            self.times.commit += now.elapsed();
         }
         self.is_stepping = false;
         if let Some(position) = position {
@@ -91,12 +100,19 @@ impl Engine {
     /// Runs the plan and chooses its tokens; the first position, if any, whose logits are no numbers.
     fn run(&mut self) -> Result<Option<usize>, EngineError> {
         let Some(plan) = &self.plan else { return Ok(None) };
+        let begin = Instant::now();
         self.scheduler.fill(plan, &mut self.batch);
         copy_state(self.executor.as_mut(), plan.before());
         self.executor.run(&self.batch)?;
         copy_state(self.executor.as_mut(), plan.after());
+        if let Some(embedder) = &self.embedder {
+            embed(embedder, &self.scheduler, plan, self.executor.as_ref());
+        }
+        let ran = Instant::now();
+        self.times.run += ran - begin;
         let rows = self.scheduler.sample_rows(plan);
         self.executor.sample(&rows, &mut self.sampled)?;
+        self.times.sample += ran.elapsed();
         let failed = self.sampled.iter().position(|sampled| sampled.token.is_none());
         Ok(failed.map(|at| rows[at].position))
     }
@@ -145,6 +161,11 @@ impl Engine {
         self.scheduler.stats()
     }
 
+    /// Where the time of all steps so far went.
+    pub fn times(&self) -> StepTimes {
+        self.times
+    }
+
     /// The rows of the last step, for counting what it had to do.
     pub fn batch(&self) -> &Batch {
         &self.batch
@@ -153,6 +174,23 @@ impl Engine {
     /// The compiled program, for measuring it. Running it while requests are under way spoils their state.
     pub fn executor(&mut self) -> &mut dyn Executor {
         self.executor.as_mut()
+    }
+}
+
+/// Takes in the hidden states of those rows that belong to an embedding.
+fn embed(embedder: &Embedder, scheduler: &Scheduler, plan: &Plan, executor: &dyn Executor) {
+    let rows = plan.rows().iter().map(|row| (row, scheduler.at(row.place)));
+    if rows.clone().all(|(_, sequence)| sequence.embedding.is_none()) {
+        return;
+    }
+    let hidden = executor.read(Place::Buffer(embedder.hidden));
+    let mut first = 0;
+    for (row, sequence) in rows {
+        let end = first + row.len as usize * embedder.width();
+        if let Some(embedding) = &sequence.embedding {
+            embedder.take(embedding, row.start as usize, &hidden[first..end], sequence.prompt_len);
+        }
+        first = end;
     }
 }
 

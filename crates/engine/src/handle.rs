@@ -280,13 +280,11 @@ impl Driver {
     /// One step and what came of it; false if the engine is not to be trusted any more.
     fn step(&mut self) -> bool {
         let Driver { engine, desk, .. } = self;
-        let begin = Instant::now();
         let stepped = catch_unwind(AssertUnwindSafe(move || {
             let engine = engine;
             engine.step()
         }));
         let now = Instant::now();
-        desk.stats.phases.step += now - begin;
         match stepped {
             Ok(Ok(events)) => events.iter().for_each(|event| desk.deliver(event, now)),
             Ok(Err(error)) => desk.fault = Some(error.to_string().into()),
@@ -302,6 +300,7 @@ impl Driver {
     fn publish(&mut self) {
         let stats = &mut self.desk.stats;
         stats.scheduler = self.engine.stats();
+        stats.phases.step = self.engine.times();
         *lock(&self.desk.shared.stats) = *stats;
     }
 }

@@ -5,6 +5,7 @@
 
 mod blocks;
 mod config;
+mod embedding;
 mod engine;
 mod error;
 pub mod evaluate;
@@ -23,6 +24,7 @@ pub mod stats;
 
 pub use blocks::Books;
 pub use config::{EngineConfig, MemoryPlan};
+pub use embedding::Embedding;
 pub use engine::Engine;
 pub use error::EngineError;
 pub use evaluate::Evaluator;

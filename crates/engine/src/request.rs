@@ -1,11 +1,13 @@
 //! What a caller asks for and what it is told.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use exotherm_kernels::sampling::MAX_LOGPROBS;
 use exotherm_kernels::{Sampled, Sampling, TokenLogprob};
 
+use crate::embedding::Embedding;
 use crate::error::EngineError;
 
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct Request {
     pub n: usize,
     /// Every level goes before requests that came up to 64 steps earlier; 0 is usual.
     pub priority: i32,
+    /// Asks for the prompt's embedding, which is left here. Such a prompt is run from its beginning, whatever is known of it.
+    pub embedding: Option<Arc<Embedding>>,
     /// When the request ends in any case.
     pub deadline: Option<Instant>,
 }
@@ -39,6 +43,7 @@ impl Request {
             stop_tokens: Vec::new(),
             n: 1,
             priority: 0,
+            embedding: None,
             deadline: None,
         }
     }

@@ -1,10 +1,12 @@
 //! One sequence: its tokens, how far its state has come, and where the state lies.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use exotherm_kernels::{BLOCK, Sampling};
 
 use crate::blocks::PrefixId;
+use crate::embedding::Embedding;
 use crate::prefix::Chain;
 use crate::request::{FinishReason, Request, RequestId, RequestStats};
 use crate::snapshots::SnapshotId;
@@ -32,6 +34,7 @@ pub(crate) struct Sequence {
     pub blocks: Vec<u32>,
     pub sampling: Sampling,
     pub logprobs: Option<u8>,
+    pub embedding: Option<Arc<Embedding>>,
     pub deadline: Option<Instant>,
     /// The choice of the same prompt that is run first; this one waits until it can begin where that one is.
     pub leader: Option<RequestId>,
@@ -87,6 +90,7 @@ impl Sequence {
             blocks: Vec::new(),
             sampling: request.sampling,
             logprobs: request.logprobs,
+            embedding: request.embedding,
             deadline: request.deadline,
             leader: None,
             prefix: Prefix::empty(),

@@ -41,6 +41,19 @@ pub struct Outcomes {
     pub refused: u64,
 }
 
+/// Where the time of steps went.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct StepTimes {
+    /// Saying what is to run.
+    pub plan: Duration,
+    /// The program, and what is copied before and after it.
+    pub run: Duration,
+    /// Choosing tokens.
+    pub sample: Duration,
+    /// Taking in what came of it.
+    pub commit: Duration,
+}
+
 /// Where the engine's thread spent its time.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Phases {
@@ -48,8 +61,7 @@ pub struct Phases {
     pub idle: Duration,
     /// Taking requests in and letting go of those nobody waits for.
     pub inbox: Duration,
-    /// Steps: planning, running the program, choosing tokens.
-    pub step: Duration,
+    pub step: StepTimes,
     /// Telling what came of a step.
     pub deliver: Duration,
 }

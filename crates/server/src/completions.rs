@@ -29,7 +29,8 @@ pub fn read(body: &[u8], models: &Models, lenient: bool) -> Result<Job, ApiError
         return Err(ApiError::param("logprobs", "unsupported_value", message));
     }
     leniency.finish(fields, UNSUPPORTED)?;
-    let prompts = prompts(prompt, &params.model, echo)?;
+    let most = params.model.handle.most_open();
+    let prompts = prompts(prompt, &params.model, echo, PROMPT, most)?;
     Ok(Job { params, kind: Kind::Completion, prompts, ignored: leniency.ignored })
 }
 
@@ -49,30 +50,37 @@ fn best_of(fields: &mut Fields, params: &Params) -> Result<usize, ApiError> {
     Ok(best_of)
 }
 
-/// A text, a list of texts, a list of tokens, or a list of lists of tokens.
-fn prompts(value: Value, model: &ServedModel, echo: bool) -> Result<Vec<Prompt>, ApiError> {
+/// A text, a list of texts, a list of tokens, or a list of lists of tokens; `most` of them at most.
+pub fn prompts(
+    value: Value,
+    model: &ServedModel,
+    echo: bool,
+    param: &str,
+    most: usize,
+) -> Result<Vec<Prompt>, ApiError> {
     let list = match value {
-        Value::String(text) => return Ok(vec![of_text(text, model, echo, PROMPT)?]),
+        Value::String(text) => return Ok(vec![of_text(text, model, echo, param)?]),
         Value::Array(list) if !list.is_empty() => list,
-        Value::Array(_) => return Err(ApiError::param(PROMPT, "invalid_value", "the prompt is empty")),
-        other => return Err(wrong_type(PROMPT, "a string, tokens or a list of these", &other)),
+        Value::Array(_) => {
+            return Err(ApiError::param(param, "invalid_value", format!("{param} is empty")));
+        }
+        other => return Err(wrong_type(param, "a string, tokens or a list of these", &other)),
     };
     if list.iter().all(Value::is_number) {
-        return Ok(vec![of_tokens(&list, model, echo, PROMPT)?]);
+        return Ok(vec![of_tokens(&list, model, echo, param)?]);
     }
     let one = |(i, item): (usize, Value)| {
-        let path = format!("{PROMPT}[{i}]");
+        let path = format!("{param}[{i}]");
         match item {
             Value::String(text) => of_text(text, model, echo, &path),
             Value::Array(tokens) => of_tokens(&tokens, model, echo, &path),
             other => Err(wrong_type(&path, "a string or a list of tokens", &other)),
         }
     };
-    // More than can be made at a time are refused anyway, before the work.
-    let most = model.handle.most_open();
+    // More than can be made are refused before the work.
     if list.len() > most {
-        let message = format!("there are {} prompts, {most} are the most", list.len());
-        return Err(ApiError::param(PROMPT, "invalid_value", message));
+        let message = format!("{param} has {} entries, {most} are the most", list.len());
+        return Err(ApiError::param(param, "invalid_value", message));
     }
     list.into_iter().enumerate().map(one).collect()
 }

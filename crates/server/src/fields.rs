@@ -88,9 +88,9 @@ impl Fields {
             .ok_or_else(|| ApiError::param(&path, "missing_required_parameter", format!("{path} is missing")))
     }
 
-    /// The names that were not read.
-    pub fn rest(&self) -> impl Iterator<Item = String> {
-        self.map.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| self.path(name))
+    /// The names that were not read, and whether anything is said for them.
+    pub fn rest(&self) -> impl Iterator<Item = (String, bool)> {
+        self.map.iter().map(|(name, value)| (self.path(name), !value.is_null()))
     }
 }
 
@@ -179,7 +179,7 @@ mod tests {
     fn what_is_not_read_is_named() {
         let mut read = fields(r#"{"a": 1, "b": null, "c": 2}"#);
         assert_eq!(read.integer("a", 0, 9).ok().flatten(), Some(1));
-        assert_eq!(read.rest().collect::<Vec<_>>(), ["c"]);
+        assert_eq!(read.rest().collect::<Vec<_>>(), [("b".into(), false), ("c".into(), true)]);
     }
 
     #[test]

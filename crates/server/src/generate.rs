@@ -216,24 +216,31 @@ impl Choice {
         self.ticket = None;
         let rest = self.stream.finish();
         let rest = self.matcher.push(&rest) + &self.matcher.finish();
-        self.finish = Some(match reason {
-            _ if self.matcher.stopped() => Finish::Stop,
-            FinishReason::Stop(_) => Finish::Stop,
-            FinishReason::Length => Finish::Length,
-            FinishReason::Deadline => {
-                let message = "the answer took longer than --timeout allows";
-                return Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message));
-            }
-            FinishReason::Failed => {
-                return Err(ApiError::internal(fault.unwrap_or("the engine failed over this request")));
-            }
-            FinishReason::Cancelled => {
-                return Err(ApiError::unavailable(
-                    "shutting_down",
-                    "the request was cut off: the server shuts down",
-                ));
-            }
-        });
+        if !self.matcher.stopped()
+            && let Some(error) = failure(reason, fault)
+        {
+            return Err(error);
+        }
+        let is_full = !self.matcher.stopped() && reason == FinishReason::Length;
+        self.finish = Some(if is_full { Finish::Length } else { Finish::Stop });
         Ok(rest)
+    }
+}
+
+/// What is wrong with an end that is not the answer's own.
+pub fn failure(reason: FinishReason, fault: Option<&str>) -> Option<ApiError> {
+    match reason {
+        FinishReason::Stop(_) | FinishReason::Length => None,
+        FinishReason::Deadline => {
+            let message = "the answer took longer than --timeout allows";
+            Some(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message))
+        }
+        FinishReason::Failed => {
+            Some(ApiError::internal(fault.unwrap_or("the engine failed over this request")))
+        }
+        FinishReason::Cancelled => {
+            let message = "the request was cut off: the server shuts down";
+            Some(ApiError::unavailable("shutting_down", message))
+        }
     }
 }

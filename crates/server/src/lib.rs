@@ -9,6 +9,7 @@ mod app;
 mod body;
 mod chat;
 mod completions;
+mod embeddings;
 mod error;
 mod fields;
 mod generate;

@@ -154,7 +154,10 @@ const FAMILIES: &[Family] = &[
         &[
             ("idle", |s| s.phases.idle.as_secs_f64()),
             ("inbox", |s| s.phases.inbox.as_secs_f64()),
-            ("step", |s| s.phases.step.as_secs_f64()),
+            ("plan", |s| s.phases.step.plan.as_secs_f64()),
+            ("run", |s| s.phases.step.run.as_secs_f64()),
+            ("sample", |s| s.phases.step.sample.as_secs_f64()),
+            ("commit", |s| s.phases.step.commit.as_secs_f64()),
             ("deliver", |s| s.phases.deliver.as_secs_f64()),
         ],
     ),

@@ -50,12 +50,13 @@ impl Leniency {
 
     /// What was not read: parameters that exist elsewhere, and those that exist nowhere.
     pub fn finish(&mut self, fields: Fields, unsupported: &[&str]) -> Result<(), ApiError> {
-        for path in fields.rest() {
-            let error = match unsupported.contains(&path.as_str()) {
-                true => fields::unsupported(&path),
-                false => fields::unknown(&path),
-            };
-            self.complain(error)?;
+        for (path, is_said) in fields.rest() {
+            match unsupported.contains(&path.as_str()) {
+                true if is_said => self.complain(fields::unsupported(&path))?,
+                // Clients that know it say so that they do not want it.
+                true => {}
+                false => self.complain(fields::unknown(&path))?,
+            }
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::error::{ApiError, json_response};
 use crate::model::Models;
 use crate::params::with_warning;
 use crate::trace::Trace;
-use crate::{body, chat, completions, metrics, text};
+use crate::{body, chat, completions, embeddings, metrics, text};
 
 const PAGE: &str = include_str!("page.html");
 const OPENAPI: &str = include_str!("openapi.json");
@@ -35,6 +35,7 @@ const ROUTES: &[&str] = &[
     "/tokenize",
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/embeddings",
     "/v1/models",
 ];
 /// Paths that tell no secrets and are open without a key.
@@ -56,6 +57,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*id}", get(model))
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(plain_completions))
+        .route("/v1/embeddings", post(embeddings))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(from_fn_with_state(Arc::clone(&app), around))
@@ -234,11 +236,23 @@ async fn plain_completions(State(app): Shared, trace: Extension<Arc<Trace>>, req
     answer(&app, trace.0, request, completions::read).await
 }
 
+async fn embeddings(State(app): Shared, trace: Extension<Arc<Trace>>, request: Request) -> Reply {
+    let answered = match read(&app, request, embeddings::read).await {
+        Ok(job) => job.answer(app.config.request_timeout, &trace.0).await,
+        Err(error) => Err(error),
+    };
+    replied(answered, &trace.0)
+}
+
 async fn answer(app: &Arc<App>, trace: Arc<Trace>, request: Request, of: Reader<Job>) -> Reply {
     let answered = match read(app, request, of).await {
         Ok(job) => job.answer(app.config.request_timeout, Arc::clone(&trace)).await,
         Err(error) => Err(error),
     };
+    replied(answered, &trace)
+}
+
+fn replied(answered: Result<Reply, ApiError>, trace: &Trace) -> Reply {
     answered.unwrap_or_else(|error| {
         trace.failed(&error);
         error.response()

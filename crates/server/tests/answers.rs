@@ -2,6 +2,8 @@
 
 mod common;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use common::{CTX, Served, Setup, joined, merged, user};
 use serde_json::{Value, json};
 
@@ -324,4 +326,40 @@ fn a_beginning_that_was_read_before_is_not_read_again_and_changes_nothing() {
     );
     assert!(served.metric("exotherm_prefix_hit_ratio{model=\"tiny\"}") > 0.3);
     assert!(served.metric("exotherm_kv_blocks{model=\"tiny\",state=\"cached\"}") > 0.0);
+}
+
+#[test]
+fn embeddings_tell_texts_apart() {
+    let served = Served::new();
+    let ask = |body: Value| served.post("/v1/embeddings", &merged(json!({ "model": "tiny" }), &body)).fine();
+    let one = ask(json!({ "input": "hello" }));
+    assert_eq!((&one["object"], &one["model"]), (&json!("list"), &json!("tiny")));
+    assert_eq!(one["usage"], json!({ "prompt_tokens": 5, "total_tokens": 5 }));
+    let hello: Vec<f32> = serde_json::from_value(one["data"][0]["embedding"].clone()).expect("numbers");
+    assert!((hello.iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-4);
+    // More than are handed to the engine at a time.
+    let text = |i| if i == 17 { "hello".to_string() } else { format!("text {i}") };
+    let many = ask(json!({ "input": (0..20).map(text).collect::<Vec<_>>(), "user": "u" }));
+    assert_eq!(many["data"].as_array().map(Vec::len), Some(20));
+    let again = merged(one["data"][0].clone(), &json!({ "index": 17 }));
+    assert_eq!(many["data"][17], again, "alone or among others");
+    assert_ne!(many["data"][0]["embedding"], many["data"][1]["embedding"]);
+    let ids = served.post("/tokenize", &json!({ "content": "hello" })).fine();
+    let packed = ask(json!({ "input": [ids["tokens"]], "encoding_format": "base64" }));
+    let packed = packed["data"][0]["embedding"].as_str().map(str::to_string);
+    let bytes: Vec<u8> = hello.iter().flat_map(|v| v.to_le_bytes()).collect();
+    assert_eq!(packed, Some(STANDARD.encode(bytes)));
+    served.settle();
+    let refused = [
+        (json!({}), "input", "missing_required_parameter"),
+        (json!({ "input": "" }), "input", "invalid_value"),
+        (json!({ "input": [] }), "input", "invalid_value"),
+        (json!({ "input": "x".repeat(CTX) }), "input", "context_length_exceeded"),
+        (json!({ "input": vec!["x"; 2049] }), "input", "invalid_value"),
+        (json!({ "input": "x", "dimensions": 3 }), "dimensions", "unsupported_parameter"),
+        (json!({ "input": "x", "encoding_format": "int8" }), "encoding_format", "invalid_value"),
+    ];
+    for (body, param, code) in refused {
+        served.post("/v1/embeddings", &body).fails(400, Some(param), code);
+    }
 }

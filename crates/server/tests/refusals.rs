@@ -17,6 +17,7 @@ fn parameters_that_are_wrong_are_named() {
     let served = Served::new();
     let chat = [
         (json!({ "temperatur": 1 }), "temperatur", "unknown_parameter"),
+        (json!({ "temperatur": null }), "temperatur", "unknown_parameter"),
         (json!({ "suffix": "x" }), "suffix", "unknown_parameter"),
         (json!({ "tools": [{ "type": "function" }] }), "tools", "unsupported_value"),
         (json!({ "response_format": { "type": "json_object" } }), "response_format", "unsupported_value"),
@@ -320,8 +321,8 @@ fn pages_of_other_origins_need_leave() {
 fn random_requests_never_break_it() {
     let served = Served::new();
     let mut random = Random(99);
-    for round in 0..400 {
-        let path = [CHAT, COMPLETIONS, "/tokenize", "/detokenize"][random.below(4)];
+    for round in 0..500 {
+        let path = [CHAT, COMPLETIONS, "/v1/embeddings", "/tokenize", "/detokenize"][random.below(5)];
         let body = random.body().to_string();
         let reply = served.send("POST", path, &[], body.as_bytes());
         assert!([200, 400, 404].contains(&reply.status), "{round} {path} {body}: {}", reply.text());
@@ -343,15 +344,17 @@ impl Random {
 
     fn body(&mut self) -> Value {
         let mut body = json!({
-            "messages": [user("hi")], "prompt": "hi", "content": "hi", "tokens": [1, 2], "max_tokens": 3,
+            "messages": [user("hi")], "prompt": "hi", "content": "hi", "tokens": [1, 2], "max_tokens": 3, "input": "hi",
         });
         // One endpoint knows what another does not: most requests keep only some of the fields.
-        for name in ["messages", "prompt", "content", "tokens", "max_tokens"] {
+        for name in ["messages", "prompt", "content", "tokens", "max_tokens", "input"] {
             if self.below(2) == 0 {
                 body.as_object_mut().map(|body| body.remove(name));
             }
         }
-        const NAMES: [&str; 26] = [
+        const NAMES: [&str; 28] = [
+            "input",
+            "encoding_format",
             "model",
             "messages",
             "prompt",

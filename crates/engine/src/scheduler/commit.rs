@@ -156,7 +156,7 @@ mod tests {
         let first = scheduler.submit(request.clone(), now).unwrap();
         let mut events = Vec::new();
         let plan = scheduler.plan(now).unwrap();
-        let sampled = [2, 3, 4].map(|token| Sampled { token: Some(token), ..Sampled::default() });
+        let sampled = [2, 3, 4].map(|token| Sampled { token: Some(token), logprobs: None });
         scheduler.commit(plan, &sampled, now, &mut events);
         let plan = scheduler.plan(now);
         assert_eq!((scheduler.stats().running, scheduler.stats().waiting), (3, 2));

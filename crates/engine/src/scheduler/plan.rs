@@ -62,6 +62,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// In the order of the batch.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
     /// In the order of their logits.
     pub fn samples(&self) -> &[Sample] {
         &self.samples
@@ -299,6 +304,10 @@ impl Scheduler {
     fn find_prefix(&mut self, waiting: usize) -> (PrefixId, Option<(usize, u32)>) {
         self.hits.clear();
         let sequence = &mut self.waiting[waiting];
+        // An embedding is made of what every token comes to.
+        if sequence.embedding.is_some() {
+            return (PrefixId::EMPTY, None);
+        }
         let mut blocks = (sequence.tokens.len() - 1) / BLOCK;
         let mut id = PrefixId::EMPTY;
         let mut ids = id;
