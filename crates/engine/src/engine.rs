@@ -70,6 +70,8 @@ impl Engine {
     /// are over (the next step says so); the others go on. Where logits are no numbers, only the requests they were for are
     /// over; what came of the rest of the step is told with the next one.
     pub fn step(&mut self) -> Result<&[Event], EngineError> {
+        // A step that broke off and that nobody told of.
+        self.fail_step();
         self.is_stepping = true;
         self.events.clear();
         self.events.append(&mut self.pending_events);

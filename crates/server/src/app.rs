@@ -47,8 +47,9 @@ impl Default for Config {
             lenient: false,
             request_timeout: None,
             drain: Duration::from_secs(30),
-            max_body_bytes: 8 << 20,
-            max_bodies_bytes: 256 << 20,
+            // Parsed, a body may take many times its size.
+            max_body_bytes: 2 << 20,
+            max_bodies_bytes: 64 << 20,
             max_header_bytes: 32 << 10,
             max_connections: 512,
             header_timeout: Duration::from_secs(20),

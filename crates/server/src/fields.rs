@@ -95,10 +95,12 @@ impl Fields {
 }
 
 pub fn unknown(path: &str) -> ApiError {
+    let path = &shortened(path);
     ApiError::param(path, "unknown_parameter", format!("there is no parameter {path:?} here"))
 }
 
 pub fn unsupported(path: &str) -> ApiError {
+    let path = &shortened(path);
     ApiError::param(path, "unsupported_parameter", format!("the parameter {path:?} is not supported"))
 }
 

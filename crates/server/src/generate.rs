@@ -90,6 +90,7 @@ impl Running {
         timeout: Option<Duration>,
     ) -> Result<Running, ApiError> {
         let count = prompts.len().saturating_mul(params.best_of);
+        check_logprobs(params, prompts)?;
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let (tell, updates) = channel(count.saturating_mul(MOST_UNREAD));
         let listener = |i: usize| -> Listener {
@@ -149,15 +150,37 @@ impl Running {
     }
 }
 
+/// Log-probabilities that a reply may hold which is told as a whole; each takes about a kilobyte until it is written.
+const MOST_LOGGED: usize = 100_000;
+
+/// Refuses a reply whose log-probabilities would take more memory than is planned for.
+fn check_logprobs(params: &Params, prompts: &[Prompt]) -> Result<(), ApiError> {
+    let Some(top) = params.logprobs.filter(|_| !params.stream) else { return Ok(()) };
+    let tokens = prompts.iter().map(|prompt| most_tokens(params, prompt)).fold(0, usize::saturating_add);
+    let logged = tokens.saturating_mul(params.best_of).saturating_mul(usize::from(top) + 1);
+    if logged <= MOST_LOGGED {
+        return Ok(());
+    }
+    let message = format!(
+        "logprobs would tell up to {logged} numbers at once, the most is {MOST_LOGGED}; fewer of them, a smaller \
+         max_tokens or n, or \"stream\": true help"
+    );
+    Err(ApiError::param("logprobs", "invalid_value", message))
+}
+
+/// Tokens that an answer may have.
+fn most_tokens(params: &Params, prompt: &Prompt) -> usize {
+    params.max_tokens.unwrap_or_else(|| params.model.handle.ctx().saturating_sub(prompt.ids.len()).max(1))
+}
+
 fn request(params: &Params, prompt: &Prompt, deadline: Option<Instant>) -> Request {
-    let room = params.model.handle.ctx().saturating_sub(prompt.ids.len()).max(1);
     Request {
         sampling: params.sampling.clone(),
         // The best of several are those whose tokens were the likeliest.
         logprobs: params.logprobs.or((params.best_of > params.n).then_some(0)),
         stop_tokens: if params.ignore_eos { Vec::new() } else { params.model.stop_tokens.clone() },
         deadline,
-        ..Request::new(prompt.ids.clone(), params.max_tokens.unwrap_or(room))
+        ..Request::new(prompt.ids.clone(), most_tokens(params, prompt))
     }
 }
 

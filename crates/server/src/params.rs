@@ -62,9 +62,16 @@ impl Leniency {
     }
 }
 
+/// Ignored parameters that a header names.
+const MOST_NAMED: usize = 16;
+
 /// Says in a header which parameters were left out of account.
 pub fn with_warning(mut response: Response<Body>, ignored: &[String]) -> Response<Body> {
-    let names: Vec<String> = ignored.iter().map(|name| fields::shortened(name)).collect();
+    let mut names: Vec<String> =
+        ignored.iter().take(MOST_NAMED).map(|name| fields::shortened(name)).collect();
+    if ignored.len() > MOST_NAMED {
+        names.push(format!("and {} more", ignored.len() - MOST_NAMED));
+    }
     let plain = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
     let text: String = format!("ignored parameters: {}", names.join(", ")).chars().map(plain).collect();
     if let (false, Ok(text)) = (ignored.is_empty(), HeaderValue::from_str(&text)) {
@@ -144,13 +151,22 @@ fn sampling(fields: &mut Fields, vocab: usize) -> Result<Sampling, ApiError> {
     })
 }
 
+/// Tokens that a request may name in its bias: as many as other servers take, several times over.
+const MOST_BIASED: usize = 1024;
+
 /// Token ids, as names of fields, and what is added to their logits.
 fn logit_bias(fields: &mut Fields, vocab: usize) -> Result<Vec<(u32, f32)>, ApiError> {
     let path = fields.path("logit_bias");
     let Some(value) = fields.take("logit_bias") else { return Ok(Vec::new()) };
     let Value::Object(map) = value else { return Err(fields::wrong_type(&path, "an object", &value)) };
+    if map.len() > MOST_BIASED {
+        let message = format!("{path} names {} tokens, it can name {MOST_BIASED} at most", map.len());
+        return Err(ApiError::param(&path, "invalid_value", message));
+    }
     let entry = |(token, bias): (String, Value)| {
-        let id = token.parse().ok().filter(|&id: &u32| (id as usize) < vocab).ok_or_else(|| {
+        // In one spelling only, so that no token is named twice.
+        let id = token.parse().ok().filter(|id: &u32| (*id as usize) < vocab && id.to_string() == token);
+        let id = id.ok_or_else(|| {
             let shown = fields::shortened(&token);
             let message =
                 format!("{path} names {shown:?}; tokens are numbers from 0 to {}", vocab.saturating_sub(1));

@@ -25,6 +25,13 @@ fn parameters_that_are_wrong_are_named() {
         (json!({ "logit_bias": { "113": 1 } }), "logit_bias", "invalid_value"),
         (json!({ "logit_bias": { "-1": 1 } }), "logit_bias", "invalid_value"),
         (json!({ "logit_bias": { "x": 1 } }), "logit_bias", "invalid_value"),
+        (json!({ "logit_bias": { "01": 1 } }), "logit_bias", "invalid_value"),
+        (json!({ "logit_bias": { "+1": 1 } }), "logit_bias", "invalid_value"),
+        (
+            json!({ "n": 24, "logprobs": true, "top_logprobs": 20, "ignore_eos": true }),
+            "logprobs",
+            "invalid_value",
+        ),
         (json!({ "logit_bias": { "1": 101 } }), "logit_bias", "invalid_value"),
         (json!({ "logit_bias": { "1": "1" } }), "logit_bias", "invalid_type"),
         (json!({ "logit_bias": [1] }), "logit_bias", "invalid_type"),

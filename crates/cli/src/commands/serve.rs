@@ -5,6 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use clap::value_parser;
 use exotherm_engine::{EngineConfig, EngineHandle, MemoryPlan};
 use exotherm_kernels::{Backend, KvType, Program};
 use exotherm_server::{Config, Facts, ServedModel, Server};
@@ -17,6 +18,9 @@ use crate::output::{self, UsageError, note};
 
 /// How often it is looked whether the server is to stop.
 const TICK: Duration = Duration::from_millis(20);
+
+/// The longest time that can be asked for, in seconds.
+const DAY: u64 = 86_400;
 
 /// Serve models over HTTP, as OpenAI does
 ///
@@ -63,10 +67,10 @@ pub struct Args {
     #[arg(long)]
     lenient: bool,
     /// Seconds after which an answer is cut off [default: never]
-    #[arg(long, value_name = "SECONDS", value_parser = positive)]
-    timeout: Option<usize>,
+    #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=DAY))]
+    timeout: Option<u64>,
     /// Seconds in which requests may finish when the server is told to stop
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(..=DAY))]
     drain: u64,
 }
 
@@ -139,7 +143,7 @@ fn config(args: &Args, api_keys: Vec<String>, ip: IpAddr) -> Config {
         cors: args.access.cors.clone(),
         local_names_only: ip.is_loopback(),
         lenient: args.lenient,
-        request_timeout: args.timeout.map(|seconds| Duration::from_secs(seconds as u64)),
+        request_timeout: args.timeout.map(Duration::from_secs),
         drain: Duration::from_secs(args.drain),
         ..Config::default()
     }
@@ -207,6 +211,8 @@ fn load(args: &Args, cx: &Context, name: &str, model_name: &str) -> Result<Serve
 fn engine_config(args: &Args, ctx: usize, program: &Program, backend: &dyn Backend) -> Result<EngineConfig> {
     let config = EngineConfig {
         max_seqs: args.max_seqs,
+        // However many write, prompts are read on.
+        chunk: EngineConfig::serving(ctx).chunk.max(2 * args.max_seqs.min(ctx)),
         queue: args.queue,
         kv_type: args.kv_type,
         // One state at the end of each prompt and one that moves along with the answer.

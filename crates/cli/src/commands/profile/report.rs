@@ -338,7 +338,7 @@ mod tests {
         assert_eq!(floor(0.1, 0.5, 0.1).binds(1.0), "integer units");
         assert_eq!(floor(0.1, 0.2, 0.3).binds(1.0), "float units");
         assert_eq!(Floor { pair: 0.4, ..floor(0.1, 0.2, 0.3) }.binds(1.0), "BF16 units");
-        assert_eq!(Floor { pair: 0.4, ..floor(0.1, 0.2, 0.3) }.seconds(), 0.9);
+        assert_eq!(Floor { pair: 0.25, ..floor(0.1, 0.25, 0.5) }.seconds(), 1.0);
         assert_eq!(floor(0.2, 0.1, 0.2).binds(1.0), "cache/latency");
         assert_eq!(floor(0.2, 0.1, 0.3).seconds(), 0.4);
     }
