@@ -44,10 +44,19 @@ impl EngineConfig {
         }
     }
 
-    /// Sixteen sequences of `ctx` tokens; steps have room for as many decodes beside a chunk of a prompt. Each sequence has
-    /// a state at the end of its prompt and one that moves along with its answer, so there are two snapshots for each.
-    pub fn serving(ctx: usize) -> EngineConfig {
-        EngineConfig { max_seqs: 16, chunk: 64, snapshots: 32, ..EngineConfig::new(ctx) }
+    /// Sequences that a server runs at a time unless it is told otherwise.
+    pub const SERVING_SEQS: usize = 16;
+
+    /// `max_seqs` sequences of `ctx` tokens; however many of them write, at least half of a step is left for prompts. Each
+    /// sequence has a state at the end of its prompt and one that moves along with its answer, so there are two snapshots
+    /// for each.
+    pub fn serving(ctx: usize, max_seqs: usize) -> EngineConfig {
+        EngineConfig {
+            max_seqs,
+            chunk: max_seqs.min(ctx).saturating_mul(2).max(64),
+            snapshots: max_seqs.saturating_mul(2),
+            ..EngineConfig::new(ctx)
+        }
     }
 
     /// The same with what `bytes` of memory have room for: as many KV blocks as fit, after as many snapshots as were

@@ -75,7 +75,7 @@ fn a_budget_is_used_up_and_not_passed() {
 
 #[test]
 fn serving_has_room_for_sixteen() {
-    let config = EngineConfig::serving(2048);
+    let config = EngineConfig::serving(2048, EngineConfig::SERVING_SEQS);
     assert!(config.max_seqs >= 16 && config.queue >= 64 && config.ctx == 2048);
     let plan = MemoryPlan::new(&rwkv(), &CpuBackend::new(2), &config);
     assert!(plan.snapshots > 0 && plan.kv == 0);

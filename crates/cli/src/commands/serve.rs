@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = positive)]
     ctx: Option<usize>,
     /// Requests that run at a time, of each model
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = EngineConfig::SERVING_SEQS, value_parser = positive)]
     max_seqs: usize,
     /// Requests that may wait beside those that run; more are sent away
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -210,14 +210,9 @@ fn load(args: &Args, cx: &Context, name: &str, model_name: &str) -> Result<Serve
 
 fn engine_config(args: &Args, ctx: usize, program: &Program, backend: &dyn Backend) -> Result<EngineConfig> {
     let config = EngineConfig {
-        max_seqs: args.max_seqs,
-        // However many write, prompts are read on.
-        chunk: EngineConfig::serving(ctx).chunk.max(2 * args.max_seqs.min(ctx)),
         queue: args.queue,
         kv_type: args.kv_type,
-        // One state at the end of each prompt and one that moves along with the answer.
-        snapshots: args.max_seqs.saturating_mul(2),
-        ..EngineConfig::serving(ctx)
+        ..EngineConfig::serving(ctx, args.max_seqs)
     };
     match args.memory {
         Some(bytes) => Ok(config.within(bytes, program, backend)?),

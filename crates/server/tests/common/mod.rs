@@ -130,7 +130,7 @@ fn talking_model(setup: &Setup, name: &str) -> ServedModel {
     let program = load(&mut checkpoint, &LoadOptions::default()).expect("a model").program;
     let tokenizer = Tokenizer::from_dir(checkpoint.dir()).expect("readable").expect("a tokenizer");
     let stop_tokens = tokenizer.end_of_generation().to_vec();
-    let config = EngineConfig { max_seqs: setup.max_seqs, queue: setup.queue, ..EngineConfig::serving(CTX) };
+    let config = EngineConfig { queue: setup.queue, ..EngineConfig::serving(CTX, setup.max_seqs) };
     let engine = Engine::new(&program, &Slow(setup.pause), config).expect("a small engine");
     let handle = EngineHandle::start(engine, setup.max_seqs + setup.queue).expect("a thread");
     let facts =
