@@ -90,7 +90,9 @@ fn a_server_that_loads_says_so() {
 
 #[test]
 fn a_server_that_stops_finishes_what_it_began() {
-    let mut served = Served::with(slow());
+    // Being cut off is for the next test: here a busy machine may take its time.
+    let config = Config { drain: PATIENCE, ..Config::default() };
+    let mut served = Served::with(Setup { config, ..slow() });
     let mut streamed = begin(&served, true);
     let mut whole = begin(&served, false);
     let idle = served.connect();
