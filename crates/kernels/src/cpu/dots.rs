@@ -94,17 +94,19 @@ impl<const T: u8> ByteKernel for Typed<'_, T> {
             let mut row = 0;
             while row < p.x.len() {
                 let (group, used) = p.x.group(row);
-                let place =
-                    Place { out: &mut p.out[row * p.stride + column..], stride: p.stride, skip, n, used };
+                let last = row + GROUP >= p.x.len();
+                let out = &mut p.out[row * p.stride + column..];
+                let place = Place { out, stride: p.stride, skip, n, used, last };
                 match used {
                     1 => rows::<I, T, 1, 1>(isa, panel, group, 0, place),
                     2..=4 => rows::<I, T, 4, 4>(isa, panel, group, 0, place),
                     _ if I::Floats::MANY_REGISTERS => rows::<I, T, GROUP, GROUP>(isa, panel, group, 0, place),
                     _ => {
-                        let Place { out, stride, skip, n, used } = place;
-                        let first = Place { out: &mut *out, used: 4, ..place };
+                        let Place { out, stride, skip, n, used, last } = place;
+                        let first = Place { out: &mut *out, used: 4, last: false, ..place };
                         rows::<I, T, GROUP, 4>(isa, panel, group, 0, first);
-                        let second = Place { out: &mut out[4 * stride..], stride, skip, n, used: used - 4 };
+                        let out = &mut out[4 * stride..];
+                        let second = Place { out, stride, skip, n, used: used - 4, last };
                         rows::<I, T, GROUP, 4>(isa, panel, group, 4, second);
                     }
                 }
@@ -122,6 +124,8 @@ struct Place<'a> {
     skip: usize,
     n: usize,
     used: usize,
+    /// Whether no more rows meet the panel.
+    last: bool,
 }
 
 /// A panel times `N` rows, the `first` and those after it, of a group of `R`.
@@ -147,13 +151,11 @@ fn rows<I: ByteIsa, const T: u8, const R: usize, const N: usize>(
         for u in 0..span_units {
             let (unit, x) = (&weights[u * unit_bytes..(u + 1) * unit_bytes], &units[s * span_units + u]);
             if N == 1 {
-                // One row waits for memory: ask for what comes later, in two steps.
-                let mut line = 0;
-                while line < unit_bytes {
-                    prefetch_far(unit.as_ptr().wrapping_add(FAR + line));
-                    prefetch(unit.as_ptr().wrapping_add(NEAR + line));
-                    line += 64;
-                }
+                // One row waits for memory: it asks for what comes later, in two steps.
+                ask_in_two_steps(unit.as_ptr(), unit_bytes);
+            } else if place.last {
+                // Many rows read a panel again and again; the last to do so ask for the next one.
+                ask(unit.as_ptr().wrapping_add(panel.len()), unit_bytes);
             }
             let (scales, planes) = unit.split_at(scale_bytes);
             let codes = codes_of::<I, T>(isa, planes);
@@ -192,6 +194,25 @@ fn rows<I: ByteIsa, const T: u8, const R: usize, const N: usize>(
             f.store(acc[r], &mut products);
             to[..place.n].copy_from_slice(&products[place.skip..place.skip + place.n]);
         }
+    }
+}
+
+#[inline(always)]
+fn ask(at: *const u8, bytes: usize) {
+    let mut line = 0;
+    while line < bytes {
+        prefetch(at.wrapping_add(line));
+        line += 64;
+    }
+}
+
+#[inline(always)]
+fn ask_in_two_steps(at: *const u8, bytes: usize) {
+    let mut line = 0;
+    while line < bytes {
+        prefetch_far(at.wrapping_add(FAR + line));
+        prefetch(at.wrapping_add(NEAR + line));
+        line += 64;
     }
 }
 
