@@ -322,6 +322,22 @@ fn bench_measures_without_a_tokenizer() {
     user.run(&["bench", &path("gpt2"), "-p", "9999"]).fails(1, &["10000", "positions"]);
 }
 
+/// What a step takes, where something is written: every part of it is there, and they sum to the whole.
+fn check_split(test: &Value) {
+    let split = &test["split"];
+    assert_eq!(split.is_null(), test["test"].as_str().is_some_and(|name| name.starts_with("pp")), "{test}");
+    let Some(split) = split.as_object() else { return };
+    let mut parts = 0.0;
+    for part in ["kv_write", "attention", "projections", "feed_forward", "head", "other"] {
+        let ms = split[&format!("{part}_ms")].as_f64().expect("a number");
+        // A recurrent model has no keys and values.
+        assert!(ms > 0.0 || part == "kv_write", "{part}: {test}");
+        parts += ms;
+    }
+    let total = split["step_ms"].as_f64().expect("a number");
+    assert!((parts - total).abs() < 1e-9, "{parts} is not {total}");
+}
+
 #[test]
 fn bench_measures_sequences_together_and_at_depth() {
     let user = User::new();
@@ -336,8 +352,14 @@ fn bench_measures_sequences_together_and_at_depth() {
         assert_eq!(named, expected.iter().map(|(n, b, d)| (Some(*n), b, d)).collect::<Vec<_>>());
         for test in tests {
             assert!(numbers(&test["samples"]).iter().all(|v| *v > 0.0) && test["threads"].is_u64(), "{test}");
+            check_split(test);
         }
     }
+    let text = user
+        .run(&["bench", &path("qwen3moe"), "-p", "4", "-n", "3", "-r", "1", "--batch", "1,2"])
+        .fine()
+        .stdout;
+    assert!(text.contains("SCALE\n") && text.contains("MS A STEP  KV WRITE  ATTENTION"), "{text}");
     let run = |options: &[&str]| user.run(&[&["bench", &path("gpt2")], options].concat());
     run(&["--batch", "0"]).fails(2, &["--batch", "0 sequences", "1 to 1024"]);
     run(&["--batch", "4,x"]).fails(2, &["--batch", "whole number"]);

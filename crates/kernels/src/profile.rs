@@ -218,3 +218,39 @@ pub fn attention_ops(program: &Program) -> Vec<AttentionOps> {
     };
     (0..ops.len()).filter_map(find).collect()
 }
+
+/// What an op of a step is for, in the words that engines are compared in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// QK-norm, rotary embedding and the write to the cache, which are one op.
+    KvWrite,
+    /// Attention itself, or the recurrence of a time mix.
+    Attention,
+    /// What makes queries, keys and values (or the recurrence's inputs) and what takes the result back.
+    Projections,
+    FeedForward,
+    /// The logits.
+    Head,
+    Other,
+}
+
+/// The part that each op of a program belongs to. A layer mixes positions, takes the result back to the residual, and
+/// so does its feed-forward block after it.
+pub fn parts(program: &Program) -> Vec<Part> {
+    let mut mixes = true;
+    let part = |op: &Op| {
+        let part = match op {
+            Op::Embed(_) | Op::RopeTable(_) => Part::Other,
+            Op::Head(_) => Part::Head,
+            Op::QkRopeWrite(_) => Part::KvWrite,
+            Op::Attention(_) | Op::TimeMix(_) => Part::Attention,
+            _ if mixes => Part::Projections,
+            _ => Part::FeedForward,
+        };
+        if matches!(op, Op::LinearResidual(_) | Op::MoeDown(_)) {
+            mixes = !mixes;
+        }
+        part
+    };
+    program.ops().iter().map(part).collect()
+}

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use exotherm_kernels::Backend;
 use exotherm_kernels::cpu::CpuBackend;
+use exotherm_kernels::profile::{Part, parts};
 use exotherm_kernels::reference::ReferenceBackend;
 
 use common::{Expected, expected, golden_dir, logits, open};
@@ -124,4 +125,29 @@ fn every_case_of_the_folder_is_tested() {
         .collect();
     found.sort();
     assert_eq!(found, CASES);
+}
+
+/// A letter for the part that each op belongs to, layer by layer.
+#[test]
+fn ops_belong_to_the_parts_of_their_layers() {
+    let experts = ["pkapff", "pkapfff", "pkapff", "pkapff"];
+    let cases: [(&str, &[&str]); 4] = [
+        ("qwen3", &["pkapff"; 2]),
+        ("qwen3moe", &experts),
+        ("gpt2", &["pkapff"; 2]),
+        ("rwkv7/model.gguf", &["pppapff"; 3]),
+    ];
+    for (case, layers) in cases {
+        let program = open(&golden_dir().join(case)).expect("loads").program;
+        let letter = |part| match part {
+            Part::KvWrite => 'k',
+            Part::Attention => 'a',
+            Part::Projections => 'p',
+            Part::FeedForward => 'f',
+            Part::Head => 'h',
+            Part::Other => 'o',
+        };
+        let letters: String = parts(&program).into_iter().map(letter).collect();
+        assert_eq!(letters.trim_start_matches('o'), layers.concat() + "h", "{case}");
+    }
 }

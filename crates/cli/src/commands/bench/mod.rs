@@ -1,9 +1,12 @@
 //! `exotherm bench`: how fast a model runs here.
 
+mod split;
+
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use exotherm_engine::{Engine, EngineError, Event, Request};
+use exotherm_kernels::profile::{Part, parts};
 use exotherm_kernels::{BackendError, KvType, Program};
 use exotherm_models::{Model, ModelInfo};
 use indicatif::ProgressBar;
@@ -14,12 +17,19 @@ use crate::args::{ComputeArgs, Numbers, QuantizeArg, kv_types, positive};
 use crate::model;
 use crate::output::{self, Interrupted, note};
 
+use split::Split;
+
 /// Measure the speed of reading a prompt and of writing
 ///
 /// ppN reads a prompt of N tokens, tgN writes N tokens from an empty context, one at a time. With --batch B, B sequences
 /// write N tokens each in common steps, and tgN@bB is the speed of all of them together; with --depth D the context
 /// already has D tokens (rounded up to whole blocks of 16), whose reading is not timed: tgN@dD. Each runs once unmeasured,
 /// then -r times; the median counts. Needs no tokenizer.
+///
+/// With several batches SCALE is the speed next to that of the first of them, and each batch runs once more with clocks
+/// inside: a table of what a step of it takes, in milliseconds, for writing keys and values (with the rotation before
+/// it), attention (or a time mix), the projections around it, feed-forward blocks, the logits (`head`), and whatever
+/// else there is (choosing tokens, planning). The parts sum to the total. `exotherm profile` shows more.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -57,7 +67,7 @@ const EXAMPLES: &str = "\
 Examples:
   exotherm bench smollm2
   exotherm bench model.gguf -p 2048 -n 0 -r 3 --threads 4
-  exotherm bench smollm2 -p 0 --batch 1,4,16
+  exotherm bench smollm2 --batch 1,2,4,8,16,32
   exotherm bench smollm2 -p 0 -n 64 --batch 1,16 --depth 0,4096
   exotherm bench ./folder --quantize q4_0 --json";
 
@@ -66,6 +76,7 @@ struct Test {
     name: String,
     kind: Kind,
     samples: Vec<f64>,
+    split: Option<Split>,
 }
 
 #[derive(Clone, Copy)]
@@ -85,7 +96,7 @@ impl Test {
                 format!("tg{tokens}{}{}", part('b', batch, 1), part('d', depth, 0))
             }
         };
-        Test { name, kind, samples: Vec::new() }
+        Test { name, kind, samples: Vec::new(), split: None }
     }
 
     fn batch(&self) -> usize {
@@ -149,20 +160,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     let mut engine = engine(args, &model, &tests)?;
     let load_s = begin.elapsed().as_secs_f64();
     let (vocab, weight_bytes) = (model.program.vocab(), weight_bytes_per_token(&model.program));
+    let parts = parts(&model.program);
     // The weights of the file are laid out by now; those made at load would count twice.
     drop(model.program);
+    let mut bench =
+        Bench { engine: &mut engine, cx, vocab, contexts: Vec::new(), steps: 0, op_nanos: Vec::new() };
     for test in &mut tests {
-        let bar = output::steps(&test.name, args.repeat.saturating_add(1));
-        let mut bench = Bench { engine: &mut engine, cx, vocab, contexts: Vec::new() };
-        for i in 0..=args.repeat {
-            let seconds = bench.time(test.kind, &bar)?;
-            // The first run finds caches and memory cold.
-            if i > 0 {
-                test.samples.push(test.tokens() / seconds);
-            }
-            bar.inc(1);
-        }
-        bar.finish_and_clear();
+        let split = args.batch.0.len() > 1 && matches!(test.kind, Kind::Generate { .. });
+        bench.measure(test, args.repeat, split.then_some(&parts))?;
     }
     if args.json {
         return output::json(&as_json(args, &model.info, &tests, threads, load_s, weight_bytes));
@@ -199,22 +204,54 @@ struct Bench<'a> {
     vocab: usize,
     /// The contexts that are filled, each with the token after it.
     contexts: Vec<Vec<u32>>,
+    /// Steps since a test began, and what each op took in them if clocks run.
+    steps: u64,
+    op_nanos: Vec<u64>,
 }
 
 impl Bench<'_> {
+    /// Runs a test once to warm up, as often as is asked for, and once more with clocks if it is to be split.
+    fn measure(&mut self, test: &mut Test, repeat: usize, parts: Option<&Vec<Part>>) -> Result<()> {
+        let bar = output::steps(&test.name, repeat.saturating_add(1 + usize::from(parts.is_some())));
+        self.contexts.clear();
+        for i in 0..=repeat {
+            let seconds = self.time(test.kind, &bar)?;
+            // The first run finds caches and memory cold.
+            if i > 0 {
+                test.samples.push(test.tokens() / seconds);
+            }
+            bar.inc(1);
+        }
+        if let Some(parts) = parts {
+            self.engine.executor().set_profiling(true);
+            let seconds = self.time(test.kind, &bar)?;
+            self.engine.executor().set_profiling(false);
+            test.split = Some(Split::new(parts, &self.op_nanos, seconds, self.steps)?);
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    /// Begins what is timed.
+    fn begin(&mut self) -> Instant {
+        self.steps = 0;
+        self.op_nanos.clear();
+        Instant::now()
+    }
+
     /// Seconds that the timed part of a test takes.
     fn time(&mut self, kind: Kind, bar: &ProgressBar) -> Result<f64> {
         match kind {
             Kind::Prompt(tokens) => {
                 self.engine.forget_prefixes();
-                let begin = Instant::now();
+                let begin = self.begin();
                 self.engine.submit(Request::new(model::spread_ids(self.vocab, tokens), 1))?;
                 self.finish(1)?;
                 Ok(begin.elapsed().as_secs_f64())
             }
             Kind::Generate { tokens, batch, depth: 0 } => {
                 let first = model::spread_ids(self.vocab, batch);
-                let begin = Instant::now();
+                let begin = self.begin();
                 for token in first {
                     self.engine.submit(Request::new(vec![token], tokens))?;
                 }
@@ -234,7 +271,7 @@ impl Bench<'_> {
             bar.set_message("");
         }
         let before = self.engine.stats();
-        let begin = Instant::now();
+        let begin = self.begin();
         for context in &self.contexts {
             self.engine.submit(Request::new(context.clone(), tokens))?;
         }
@@ -267,6 +304,10 @@ impl Bench<'_> {
             }
             let events = self.engine.step()?;
             requests -= events.iter().filter(|event| matches!(event, Event::Finished { .. })).count();
+            self.steps += 1;
+            let times = self.engine.executor().op_times();
+            self.op_nanos.resize(times.len(), 0);
+            self.op_nanos.iter_mut().zip(times).for_each(|(sum, time)| *sum += time.total);
         }
         Ok(())
     }
@@ -319,6 +360,7 @@ fn as_json(
                 "threads": threads,
                 "batch": test.batch(),
                 "depth": test.depth(),
+                "split": test.split.as_ref().map(Split::as_json),
             })
         })
         .collect();
@@ -339,24 +381,40 @@ fn as_json(
 }
 
 fn print_table(args: &Args, tests: &[Test], threads: usize, load_s: f64, weight_bytes: usize) -> Result<()> {
+    let compares = args.batch.0.len() > 1;
     let mut rows = vec![["TEST", "TOK/S", "MIN", "MAX"].map(String::from).to_vec()];
+    if compares {
+        rows[0].push("SCALE".into());
+    }
     for test in tests {
         let fold = |f: fn(f64, f64) -> f64, start: f64| test.samples.iter().copied().fold(start, f);
         let numbers = [median(&test.samples), fold(f64::min, f64::INFINITY), fold(f64::max, 0.0)];
         let mut row = vec![test.name.clone()];
         row.extend(numbers.map(|n| format!("{n:.1}")));
+        if compares {
+            row.push(scale(tests, test).map_or_else(String::new, |scale| format!("{scale:.2}")));
+        }
         rows.push(row);
     }
     let resident = exotherm_observe::resident_bytes().map_or("unknown".into(), |r| output::size(r.current));
     let kind = args.compute.backend.name();
+    let splits: Vec<_> = tests.iter().filter_map(|t| Some((t.name.as_str(), t.split.as_ref()?))).collect();
     output::text(format_args!(
-        "{}\n\n{kind}, {threads} threads, kv {}, {} runs each\nload {load_s:.3} s, weights read per token {}, \
+        "{}{}\n\n{kind}, {threads} threads, kv {}, {} runs each\nload {load_s:.3} s, weights read per token {}, \
          resident memory {resident}",
         output::table(&rows),
+        split::as_text(&splits),
         args.kv_type.name(),
         args.repeat,
         output::size(weight_bytes as u64),
     ))
+}
+
+/// How fast a test is next to the first with as much context before it.
+fn scale(tests: &[Test], test: &Test) -> Option<f64> {
+    let same = |other: &&Test| matches!(other.kind, Kind::Generate { .. }) && other.depth() == test.depth();
+    let first = tests.iter().find(same).filter(|_| matches!(test.kind, Kind::Generate { .. }))?;
+    Some(median(&test.samples) / median(&first.samples))
 }
 
 #[cfg(test)]
