@@ -32,6 +32,8 @@ Commands:
                               --exotherm FILE  this binary instead of building one
                               --venv DIR       this Python environment instead of making one
                               --write          keep the result in benches/PEERS.md
+  bench-serve [OPTIONS]       16 streams through our server beside our engine alone and llama.cpp, with the same options;
+                              --write keeps the result in benches/SERVE.md
   help                        this text
 ";
 
@@ -53,6 +55,7 @@ fn run(args: &[String]) -> Result<()> {
         ["tidy"] => tidy::run(&root()),
         ["golden"] => golden::run(&root(), None),
         ["bench-peers", options @ ..] => peers::run(&root(), &peers::Options::parse(options)?),
+        ["bench-serve", options @ ..] => peers::served::run(&root(), &peers::Options::parse(options)?),
         ["golden", filter] => golden::run(&root(), Some(filter)),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

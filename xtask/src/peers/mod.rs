@@ -1,7 +1,9 @@
 //! `cargo xtask bench-peers`: our speed beside llama.cpp's, in turn on the same files with the same threads.
 
+mod client;
 mod engines;
 mod models;
+pub mod served;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -180,23 +182,39 @@ const ROWS: &[Row] = &[
     row("smollm2.q4_1", Test::Deep, Some(2.0), None, Some(0.7)),
 ];
 
+/// Both sides, ready to be asked.
+struct Prepared {
+    scripts: PathBuf,
+    python: PathBuf,
+    exotherm: Exotherm,
+    peer: Peer,
+    about: String,
+}
+
+impl Prepared {
+    fn new(root: &Path, options: &Options) -> Result<Prepared> {
+        let scripts = root.join("xtask/peers");
+        let python = match &options.venv {
+            Some(venv) => python::interpreter(venv),
+            None => {
+                let build = [("CMAKE_ARGS", CMAKE_ARGS), ("FORCE_CMAKE", "1")];
+                python::environment(root, "peers-venv", &scripts.join("requirements.txt"), &build)?
+            }
+        };
+        let binary = match &options.exotherm {
+            Some(binary) => binary.clone(),
+            None => build(root)?,
+        };
+        let exotherm = Exotherm { binary, threads: options.threads };
+        let mut peer = Peer::start(&python, &scripts.join("peers.py"))?;
+        let about = about(&exotherm, &mut peer, options)?;
+        Ok(Prepared { scripts, python, exotherm, peer, about })
+    }
+}
+
 pub fn run(root: &Path, options: &Options) -> Result<()> {
     let rows = options.rows()?;
-    let scripts = root.join("xtask/peers");
-    let python = match &options.venv {
-        Some(venv) => python::interpreter(venv),
-        None => {
-            let build = [("CMAKE_ARGS", CMAKE_ARGS), ("FORCE_CMAKE", "1")];
-            python::environment(root, "peers-venv", &scripts.join("requirements.txt"), &build)?
-        }
-    };
-    let binary = match &options.exotherm {
-        Some(binary) => binary.clone(),
-        None => build(root)?,
-    };
-    let exotherm = Exotherm { binary, threads: options.threads };
-    let mut peer = Peer::start(&python, &scripts.join("peers.py"))?;
-    let about = about(&exotherm, &mut peer, options)?;
+    let Prepared { scripts, python, exotherm, mut peer, about } = Prepared::new(root, options)?;
     println!("{about}");
     let folder = root.join("target/peers-models");
     let maker = Maker { folder: &folder, scripts: &scripts, python: &python, exotherm: &exotherm };
