@@ -292,7 +292,7 @@ impl Heard {
                     assert!(!self.ends.contains_key(&id), "nothing comes after the end");
                     tokens.push(token);
                 }
-                Event::Finished { id, reason, stats } => {
+                Event::Finished { id, reason, stats, .. } => {
                     assert_eq!(stats.generated, self.tokens(id).len(), "the count is the tokens told");
                     assert!(self.ends.insert(id, (reason, stats)).is_none(), "a request ends once");
                 }
