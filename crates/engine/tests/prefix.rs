@@ -213,24 +213,6 @@ fn choices_begin_only_where_there_are_blocks_for_them() {
 }
 
 #[test]
-fn choices_beside_a_full_pool_wait_for_it() {
-    let program = transformer();
-    let config = EngineConfig { blocks: Some(8), ..config(64, 4, 16) };
-    let mut engine = Engine::new(&program, &backend(), config).expect("it is small");
-    let mut heard = Heard::default();
-    // It has begun and will need four blocks; the choices share two and need one each.
-    let first = greedy(&text(17), 40);
-    let first_id = engine.submit(first.clone()).expect("there is room");
-    (0..20).for_each(|_| heard.step(&mut engine));
-    let request = Request { max_tokens: 10, ..choices(&text(30), 3) };
-    let id = engine.submit(request.clone()).expect("there is room");
-    heard.finish(&mut engine);
-    check_choices(&program, &heard, id, &request);
-    assert_eq!(heard.tokens(first_id), alone(&program, CTX, &first));
-    assert_eq!(heard.ends[&first_id].1.preemptions, 0);
-}
-
-#[test]
 fn choices_outlive_the_one_that_reads_their_prompt() {
     for program in programs() {
         let mut engine = engine(&program, CTX, 2, 4);

@@ -1,7 +1,7 @@
 //! A row's result depends on that row alone: not on the batch around it, how its prompt was cut, where its blocks
 //! lie, or how many threads there are. Random models and schedules, compared bit for bit.
 
-use exotherm_kernels::backend::{Backend, BackendError, Executor, Limits};
+use exotherm_kernels::backend::{Backend, BackendError, Executor};
 use exotherm_kernels::conformance::data::{Numbers, Piece, Sequences};
 use exotherm_kernels::conformance::programs::{self, Kind};
 use exotherm_kernels::cpu::CpuBackend;

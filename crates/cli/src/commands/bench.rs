@@ -266,6 +266,9 @@ impl Bench<'_> {
                 return Err(Interrupted.into());
             }
             let events = self.engine.step()?;
+            if let Some(fault) = events.iter().find_map(Event::fault) {
+                bail!("{fault}");
+            }
             requests -= events.iter().filter(|event| matches!(event, Event::Finished { .. })).count();
         }
         Ok(())
