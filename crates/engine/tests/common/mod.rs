@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use exotherm_engine::{
-    Engine, EngineConfig, Event, FinishReason, MemoryPlan, Request, RequestId, RequestStats,
+    Engine, EngineConfig, Event, FinishReason, MemoryPlan, Request, RequestId, RequestStats, TokenLogprobs,
 };
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::ops::{
@@ -282,6 +282,8 @@ pub fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
 #[derive(Default)]
 pub struct Heard {
     pub tokens: HashMap<RequestId, Vec<u32>>,
+    /// Of each of the tokens, where they were asked for.
+    pub logprobs: HashMap<RequestId, Vec<Option<Box<TokenLogprobs>>>>,
     pub ends: HashMap<RequestId, (FinishReason, RequestStats)>,
 }
 
@@ -294,7 +296,8 @@ impl Heard {
     pub fn step(&mut self, engine: &mut Engine) {
         for event in engine.step().expect("the step runs") {
             match *event {
-                Event::Token { id, token, index, .. } => {
+                Event::Token { id, token, index, ref logprobs } => {
+                    self.logprobs.entry(id).or_default().push(logprobs.clone());
                     let tokens = self.tokens.entry(id).or_default();
                     assert_eq!(index, tokens.len(), "tokens come in order");
                     assert!(!self.ends.contains_key(&id), "nothing comes after the end");
@@ -306,7 +309,7 @@ impl Heard {
                 }
             }
         }
-        assert!(engine.books().balance(), "the books balance");
+        assert_eq!(engine.audit(), Ok(()));
     }
 
     pub fn finish(&mut self, engine: &mut Engine) {
@@ -327,13 +330,18 @@ pub fn alone_on(backend: &dyn Backend, program: &Program, ctx: usize, request: &
 
 /// The same in an engine that does nothing else and remembers nothing.
 pub fn alone_in(engine: &mut Engine, request: &Request) -> Vec<u32> {
+    heard_alone(engine, request).0
+}
+
+/// The same with the log-probabilities of each token.
+pub fn heard_alone(engine: &mut Engine, request: &Request) -> (Vec<u32>, Vec<Option<Box<TokenLogprobs>>>) {
     assert!(engine.is_idle());
     engine.forget_prefixes();
     let mut heard = Heard::default();
     let id = engine.submit(request.clone()).expect("the request is fine");
     heard.finish(engine);
     assert_eq!(heard.ends[&id].1.cached_tokens, 0);
-    heard.tokens(id)
+    (heard.tokens(id), heard.logprobs.remove(&id).unwrap_or_default())
 }
 
 /// Physical memory that the process has.
