@@ -73,29 +73,32 @@ enum Crowd {
 fn check(name: &str, program: &Program, crowd: Crowd, kv_type: KvType, seed: u64) -> u64 {
     let backend = CpuBackend::new(1);
     let mut numbers = Numbers(seed);
-    let (max_seqs, blocks, requests, pause) = match crowd {
-        Crowd::Few => (2 + numbers.below(4), CTX / BLOCK + numbers.below(4), 20, 8),
-        Crowd::Sixteen => (16, 16 * CTX / BLOCK, 40, 2),
+    let (max_seqs, blocks, chunk, requests, pause) = match crowd {
+        Crowd::Few => (2 + numbers.below(4), CTX / BLOCK + numbers.below(4), 1 + numbers.below(30), 20, 8),
+        Crowd::Sixteen => (16, 16 * CTX / BLOCK, 60 + numbers.below(60), 40, 2),
     };
     let config = EngineConfig {
         max_seqs,
         kv_type,
-        chunk: 1 + numbers.below(30),
+        chunk,
         blocks: Some(blocks),
         snapshot_stride: BLOCK,
         ..EngineConfig::new(CTX)
     };
     let mut engine = Engine::new(program, &backend, config).expect("it is small");
     let (mut asked, mut said, mut most) = (Vec::new(), Vec::new(), 0);
+    let mut step_of_crowd = |engine: &mut Engine| {
+        step(engine, &mut said);
+        most = most.max(engine.batch().spans().len());
+    };
     for _ in 0..requests {
         let request = request(&mut numbers, program.vocab());
         let id = engine.submit(request.clone()).expect("it fits");
         asked.extend((0..request.n).map(|i| (id.choice(i), i, request.clone())));
-        (0..numbers.below(pause)).for_each(|_| step(&mut engine, &mut said));
+        (0..numbers.below(pause)).for_each(|_| step_of_crowd(&mut engine));
     }
     while !engine.is_idle() {
-        step(&mut engine, &mut said);
-        most = most.max(engine.batch().spans().len());
+        step_of_crowd(&mut engine);
     }
     assert_eq!(engine.audit(), Ok(()));
     assert!(matches!(crowd, Crowd::Few) || most == 16, "{name}, seed {seed}: only {most} in a step");
