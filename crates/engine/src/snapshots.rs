@@ -183,6 +183,12 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_of_a_long_text_takes_no_more_than_one_of_a_short_one() {
+        assert!(!std::mem::needs_drop::<Snapshot>(), "there is nothing of it anywhere else");
+        assert!(size_of::<Snapshot>() <= 64);
+    }
+
+    #[test]
     fn a_name_alone_proves_nothing() {
         let mut pool = SnapshotPool::new(0, 2);
         let index = pool.reserve(None).unwrap();
