@@ -199,9 +199,12 @@ mod tests {
         pool.audit().unwrap();
     }
 
+    /// A word of what must be said, and a way to spoil the books.
+    type Corruption = (&'static str, fn(&mut SnapshotPool));
+
     #[test]
     fn whatever_is_wrong_is_found() {
-        let corruptions: [(&str, fn(&mut SnapshotPool)); 7] = [
+        let corruptions: [Corruption; 7] = [
             ("snapshot 2 is free or kept 0 times", |pool| {
                 pool.free.pop();
             }),

@@ -147,8 +147,10 @@ fn cancelling_gives_everything_back() {
     }
 }
 
+type OfEach<T> = Vec<(RequestId, T)>;
+
 /// Runs a step; the tokens that it tells, and the failures with what they say.
-fn step(engine: &mut Engine) -> (Vec<(RequestId, u32)>, Vec<(RequestId, String)>) {
+fn step(engine: &mut Engine) -> (OfEach<u32>, OfEach<String>) {
     let (mut tokens, mut failures) = (Vec::new(), Vec::new());
     for event in engine.step().expect("the step runs") {
         match event {

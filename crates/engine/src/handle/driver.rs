@@ -236,8 +236,11 @@ mod tests {
         (handle.submit(vec![(request, vec![listener])]).unwrap().remove(0), updates)
     }
 
+    /// How a request ended, after how many tokens by its own count, and why if it failed.
+    type End = (FinishReason, usize, Option<Arc<str>>);
+
     /// The tokens heard so far, and the end.
-    fn heard(updates: &Receiver<Update>) -> (usize, Option<(FinishReason, usize, Option<Arc<str>>)>) {
+    fn heard(updates: &Receiver<Update>) -> (usize, Option<End>) {
         let (mut tokens, mut end) = (0, None);
         for update in updates.try_iter() {
             assert!(end.is_none(), "nothing comes after the end");

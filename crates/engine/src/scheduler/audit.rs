@@ -48,13 +48,16 @@ mod tests {
     use crate::request::Request;
     use crate::simulator::model::{Fake, State, program};
 
-    /// Two sequences that run and one that waits.
+    /// A word of what must be said, and a way to spoil the books.
+    type Corruption = (&'static str, fn(&mut Scheduler));
+
+    /// Two sequences that run, of two blocks each, and one that waits.
     fn busy() -> Scheduler {
         let (program, now) = (program(State::Both), Instant::now());
         let config = EngineConfig { max_seqs: 2, ..EngineConfig::new(64) };
         let limits = config.limits(&program, &Fake::default()).unwrap();
         let mut scheduler = Scheduler::new(&program, &config, &limits);
-        scheduler.submit(&[1, 2, 3].map(|token| Request::new(vec![token; 17], 9)), now).unwrap();
+        scheduler.submit(&[1, 2, 3].map(|token| Request::new(vec![token; BLOCK + 1], 9)), now).unwrap();
         // The first step ends with the first block, where a snapshot is made.
         let plan = scheduler.plan(now).unwrap();
         scheduler.commit(plan, &[], now, &mut Vec::new());
@@ -66,7 +69,7 @@ mod tests {
 
     #[test]
     fn whatever_is_wrong_is_found() {
-        let corruptions: [(&str, fn(&mut Scheduler)); 7] = [
+        let corruptions: [Corruption; 7] = [
             ("blocks for", |s| {
                 let block = s.at_mut(0).blocks.pop().unwrap();
                 s.pool.release(block);
@@ -88,7 +91,6 @@ mod tests {
             }),
         ];
         assert_eq!(busy().audited(), Ok(()));
-        assert!(BLOCK < 17, "each of them has two blocks");
         for (word, corrupt) in corruptions {
             let mut scheduler = busy();
             corrupt(&mut scheduler);
