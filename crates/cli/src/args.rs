@@ -11,11 +11,9 @@ use exotherm_tensor::DType;
 use crate::machine;
 use crate::output::note;
 
-/// Context of a model with keys and values when none is asked for. More is reserved only as it is used, but an answer
-/// that does not end is cut off here.
+/// The longest context when none is asked for. More is reserved only as it is used, and a recurrent state does not grow at
+/// all, but an answer that does not end is cut off here.
 pub const DEFAULT_CTX: usize = 4096;
-/// Recurrent state does not grow, so its context ends only where counting has to.
-pub const RECURRENT_CTX: usize = 1 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum BackendKind {

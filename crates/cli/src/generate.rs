@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use exotherm_engine::{Engine, Event, FinishReason, Request, RequestStats};
 use exotherm_tokenizer::{StopMatcher, Tokenizer};
 
@@ -95,6 +95,7 @@ impl Running<'_> {
                 let text = self.matcher.push(&text);
                 self.show(&text, show)
             }
+            Event::Finished { fault: Some(ref fault), .. } => bail!("{fault}"),
             Event::Finished { reason, stats, .. } => {
                 self.finished = Some(reason);
                 self.answer.stats = stats;

@@ -18,7 +18,7 @@ use exotherm_weights::store::{Progress, Store};
 use exotherm_weights::{Checkpoint, Format, Metadata, is_weight_matrix};
 
 use crate::Context;
-use crate::args::{BackendKind, ComputeArgs, DEFAULT_CTX, IsaArg, RECURRENT_CTX};
+use crate::args::{BackendKind, ComputeArgs, DEFAULT_CTX, IsaArg};
 use crate::output::{self, note};
 use crate::trace::traced;
 
@@ -209,8 +209,7 @@ pub fn cpu_backend(threads: usize, isa: &IsaArg) -> Result<CpuBackend> {
 pub fn context(program: &Program, info: &ModelInfo, asked: Option<usize>) -> usize {
     let trained = if info.context == 0 { usize::MAX } else { info.context };
     let Some(asked) = asked else {
-        let most = if program.state().kv.is_empty() { RECURRENT_CTX } else { DEFAULT_CTX };
-        return most.min(trained).min(program.max_positions().unwrap_or(usize::MAX));
+        return DEFAULT_CTX.min(trained).min(program.max_positions().unwrap_or(usize::MAX));
     };
     if asked > trained && program.max_positions().is_none() {
         note(format_args!("note: the model was trained for {trained} tokens, --ctx {asked} is more"));
@@ -303,5 +302,17 @@ mod tests {
         ids.iter().for_each(|id| hit[*id as usize / 100] += 1);
         assert!(hit.iter().all(|n| (45..=55).contains(n)), "{hit:?}");
         assert_eq!(spread_ids(1, 3), [0, 0, 0]);
+    }
+
+    #[test]
+    fn an_answer_ends_somewhere_even_where_the_state_does_not_grow() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden/rwkv7/model.gguf");
+        let mut checkpoint = Checkpoint::open(&path).expect("a golden model");
+        let Model { mut info, program } = record(&mut checkpoint, None).expect("a model");
+        for (trained, expected) in [(0, 4096), (1 << 20, 4096), (2048, 2048)] {
+            info.context = trained;
+            assert_eq!(context(&program, &info, None), expected);
+        }
+        assert_eq!(context(&program, &info, Some(1 << 20)), 1 << 20, "what is asked for can be had");
     }
 }

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
-use exotherm_engine::{Engine, EngineConfig, Event, FinishReason, Request, RequestId, Sampling};
+use exotherm_engine::{
+    Engine, EngineConfig, Event, FinishReason, Request, RequestId, Sampling, TokenLogprobs,
+};
 use exotherm_kernels::cpu::CpuBackend;
-use exotherm_kernels::{BLOCK, Program};
+use exotherm_kernels::{BLOCK, KvType, Program};
 use exotherm_models::{FAMILIES, LoadOptions, Model, load};
 use exotherm_weights::Checkpoint;
 
@@ -42,41 +44,65 @@ fn request(numbers: &mut Numbers, vocab: usize) -> Request {
         }
     };
     let n = if numbers.below(4) == 0 { 2 } else { 1 };
-    Request { sampling, n, ..Request::new(prompt, 1 + numbers.below(16)) }
+    let logprobs = [None, Some(0), Some(5), Some(20)][numbers.below(4)];
+    Request { sampling, n, logprobs, ..Request::new(prompt, 1 + numbers.below(16)) }
 }
 
-fn step(engine: &mut Engine, said: &mut Vec<(RequestId, u32)>) {
+/// A token, and the log-probabilities that were told with it.
+type Said = (RequestId, u32, Option<Box<TokenLogprobs>>);
+
+fn step(engine: &mut Engine, said: &mut Vec<Said>) {
     for event in engine.step().expect("it runs") {
-        match *event {
-            Event::Token { id, token, .. } => said.push((id, token)),
-            Event::Finished { reason, .. } => assert_eq!(reason, FinishReason::Length),
+        match event {
+            Event::Token { id, token, logprobs, .. } => said.push((*id, *token, logprobs.clone())),
+            Event::Finished { reason, .. } => assert_eq!(*reason, FinishReason::Length),
         }
     }
 }
 
-fn check(name: &str, program: &Program, seed: u64) -> u64 {
+/// How much is under way at a time.
+#[derive(Clone, Copy)]
+enum Crowd {
+    /// A few, with so few blocks that they must make room for one another.
+    Few,
+    /// Sixteen in one step.
+    Sixteen,
+}
+
+/// Compares what everybody says in a crowd with what it says alone; how often somebody had to make room.
+fn check(name: &str, program: &Program, crowd: Crowd, kv_type: KvType, seed: u64) -> u64 {
     let backend = CpuBackend::new(1);
     let mut numbers = Numbers(seed);
+    let (max_seqs, blocks, chunk, requests, pause) = match crowd {
+        Crowd::Few => (2 + numbers.below(4), CTX / BLOCK + numbers.below(4), 1 + numbers.below(30), 20, 8),
+        Crowd::Sixteen => (16, 16 * CTX / BLOCK, 60 + numbers.below(60), 40, 2),
+    };
     let config = EngineConfig {
-        max_seqs: 2 + numbers.below(4),
-        chunk: 1 + numbers.below(30),
-        // Few enough that sequences must make room for one another.
-        blocks: Some(CTX / BLOCK + numbers.below(4)),
+        max_seqs,
+        kv_type,
+        chunk,
+        blocks: Some(blocks),
         snapshot_stride: BLOCK,
         ..EngineConfig::new(CTX)
     };
     let mut engine = Engine::new(program, &backend, config).expect("it is small");
-    let (mut asked, mut said) = (Vec::new(), Vec::new());
-    for _ in 0..20 {
+    let (mut asked, mut said, mut most) = (Vec::new(), Vec::new(), 0);
+    let mut step_of_crowd = |engine: &mut Engine| {
+        step(engine, &mut said);
+        most = most.max(engine.batch().spans().len());
+    };
+    for _ in 0..requests {
         let request = request(&mut numbers, program.vocab());
         let id = engine.submit(request.clone()).expect("it fits");
         asked.extend((0..request.n).map(|i| (id.choice(i), i, request.clone())));
-        (0..numbers.below(8)).for_each(|_| step(&mut engine, &mut said));
+        (0..numbers.below(pause)).for_each(|_| step_of_crowd(&mut engine));
     }
     while !engine.is_idle() {
-        step(&mut engine, &mut said);
+        step_of_crowd(&mut engine);
     }
-    let config = EngineConfig { chunk: CTX, ..EngineConfig::new(CTX) };
+    assert_eq!(engine.audit(), Ok(()));
+    assert!(matches!(crowd, Crowd::Few) || most == 16, "{name}, seed {seed}: only {most} in a step");
+    let config = EngineConfig { chunk: CTX, kv_type, ..EngineConfig::new(CTX) };
     let mut lonely = Engine::new(program, &backend, config).expect("it is small");
     for (id, choice, mut request) in asked {
         request.sampling.seed += choice as u64;
@@ -87,8 +113,9 @@ fn check(name: &str, program: &Program, seed: u64) -> u64 {
         while !lonely.is_idle() {
             step(&mut lonely, &mut alone);
         }
-        let tokens = said.iter().filter(|(of, _)| *of == id).map(|(_, token)| token);
-        assert!(tokens.eq(alone.iter().map(|(_, token)| token)), "{name}, seed {seed}: {id}");
+        let tokens = said.iter().filter(|(of, ..)| *of == id).map(|(_, token, logprobs)| (token, logprobs));
+        let alone = alone.iter().map(|(_, token, logprobs)| (token, logprobs));
+        assert!(tokens.eq(alone), "{name}, seed {seed}, {kv_type:?}: {id}");
     }
     let stats = engine.stats();
     assert!(stats.cached_tokens > 0, "{name}, seed {seed}: nothing was shared");
@@ -100,7 +127,14 @@ fn every_family_says_what_it_says_alone() {
     let mut seen = Vec::new();
     for name in MODELS {
         let model = golden(name);
-        let preemptions: u64 = (0..3).map(|seed| check(name, &model.program, seed)).sum();
+        let preemptions: u64 = [KvType::F16, KvType::F32, KvType::F16]
+            .into_iter()
+            .zip(0..)
+            .map(|(kv_type, seed)| check(name, &model.program, Crowd::Few, kv_type, seed))
+            .sum();
+        for (kv_type, seed) in [(KvType::F16, 3), (KvType::F32, 4)] {
+            check(name, &model.program, Crowd::Sixteen, kv_type, seed);
+        }
         let has_kv = !model.program.state().kv.is_empty();
         assert!(!has_kv || preemptions > 0, "{name}: nobody had to make room");
         seen.push(model.info.family);

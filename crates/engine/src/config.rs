@@ -156,11 +156,15 @@ fn most(least: usize, limit: usize, fits: impl Fn(usize) -> bool) -> usize {
 pub struct MemoryPlan {
     pub weights: usize,
     pub kv: usize,
+    /// Blocks of 16 tokens that the KV cache has, whoever they are of.
+    pub kv_blocks: usize,
     pub kv_bytes_per_token: usize,
     /// Recurrent state of the sequences that run.
     pub recurrent: usize,
     /// Recurrent states that are remembered.
     pub snapshots: usize,
+    /// How many.
+    pub snapshot_states: usize,
     /// Activations of the largest step, and what ops make on the way.
     pub scratch: usize,
 }
@@ -170,17 +174,25 @@ impl MemoryPlan {
     pub fn new(program: &Program, backend: &dyn Backend, config: &EngineConfig) -> MemoryPlan {
         let limits = config.saturating_limits(program);
         let taken = backend.memory(program, &limits);
-        let snapshots = config.snapshots.min(limits.slots) as u128 * taken.recurrent as u128;
+        let snapshot_states = config.snapshots.min(limits.slots);
+        let snapshots = snapshot_states as u128 * taken.recurrent as u128;
         let snapshots = (snapshots / limits.slots.max(1) as u128) as usize;
         let positions = limits.blocks.saturating_mul(BLOCK).max(1);
         MemoryPlan {
             weights: taken.weights,
             kv: taken.kv,
+            kv_blocks: limits.blocks,
             kv_bytes_per_token: taken.kv.div_ceil(positions),
             recurrent: taken.recurrent - snapshots,
             snapshots,
+            snapshot_states,
             scratch: taken.scratch,
         }
+    }
+
+    /// Tokens that the KV cache has room for, of all sequences together.
+    pub fn kv_tokens(&self) -> usize {
+        self.kv_blocks.saturating_mul(BLOCK)
     }
 
     pub fn total(&self) -> usize {
@@ -193,9 +205,17 @@ impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
         writeln!(f, "weights    {:10.1} MiB", mib(self.weights))?;
-        writeln!(f, "KV cache   {:10.1} MiB  {} bytes per token", mib(self.kv), self.kv_bytes_per_token)?;
-        writeln!(f, "recurrent  {:10.1} MiB", mib(self.recurrent))?;
-        writeln!(f, "snapshots  {:10.1} MiB", mib(self.snapshots))?;
+        write!(f, "KV cache   {:10.1} MiB", mib(self.kv))?;
+        if self.kv_blocks > 0 {
+            let (blocks, tokens) = (self.kv_blocks, self.kv_tokens());
+            write!(f, "  {blocks} blocks, {tokens} tokens, {} bytes per token", self.kv_bytes_per_token)?;
+        }
+        writeln!(f, "\nrecurrent  {:10.1} MiB", mib(self.recurrent))?;
+        write!(f, "snapshots  {:10.1} MiB", mib(self.snapshots))?;
+        if self.snapshot_states > 0 {
+            write!(f, "  {} states", self.snapshot_states)?;
+        }
+        writeln!(f)?;
         writeln!(f, "scratch    {:10.1} MiB", mib(self.scratch))?;
         write!(f, "total      {:10.1} MiB", mib(self.total()))
     }

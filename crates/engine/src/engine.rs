@@ -1,16 +1,20 @@
 //! The engine: requests in, steps, events out.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use exotherm_kernels::{BLOCK, Backend, Batch, Executor, Place, Program, Sampled};
+use exotherm_kernels::{BLOCK, Backend, Batch, Executor, Limits, Place, Program, SampleRow, Sampled};
 
 use crate::blocks::Books;
 use crate::config::EngineConfig;
 use crate::embedding::Embedder;
 use crate::error::EngineError;
 use crate::request::{Event, Request, RequestId};
-use crate::scheduler::{Plan, Scheduler, SchedulerStats, StateCopy};
+use crate::scheduler::{Bounds, Plan, Scheduler, SchedulerStats, StateCopy};
 use crate::stats::StepTimes;
+
+/// What the time is.
+pub(crate) type Clock = Box<dyn Fn() -> Instant + Send>;
 
 pub struct Engine {
     pub(crate) scheduler: Scheduler,
@@ -19,11 +23,12 @@ pub struct Engine {
     /// Whether a step is under way, and what it is to run.
     is_stepping: bool,
     plan: Option<Plan>,
+    clock: Clock,
+    /// Empty but in a step; kept for its memory.
+    sample_rows: Vec<SampleRow<'static>>,
     sampled: Vec<Sampled>,
     embedder: Option<Embedder>,
     times: StepTimes,
-    ctx: usize,
-    vocab: usize,
     events: Vec<Event>,
     /// What happened and was not told yet.
     pending_events: Vec<Event>,
@@ -43,66 +48,68 @@ impl Engine {
             backend.memory(program, &limits),
             "it takes what it said it would"
         );
-        let tables = config.ctx.div_ceil(BLOCK).saturating_mul(config.max_seqs);
         Ok(Engine {
             scheduler: Scheduler::new(program, &config, &limits),
             executor,
-            batch: Batch::with_capacity(limits.rows, config.max_seqs, tables.min(limits.blocks)),
+            batch: Batch::with_capacity(limits.rows, config.max_seqs, table_entries(&config, &limits)),
             is_stepping: false,
             plan: None,
+            clock: Box::new(Instant::now),
+            sample_rows: Vec::with_capacity(config.max_seqs),
             sampled: Vec::with_capacity(config.max_seqs),
             embedder: Embedder::new(program),
             times: StepTimes::default(),
-            ctx: config.ctx,
-            vocab: program.vocab(),
             events: Vec::with_capacity(2 * config.max_seqs),
             pending_events: Vec::with_capacity(2 * config.max_seqs),
         })
     }
 
+    /// Keeps time by another clock.
+    #[cfg(test)]
+    pub(crate) fn set_clock(&mut self, clock: Clock) {
+        self.clock = clock;
+    }
+
     /// Queues a request. What cannot be done as asked is refused here; nothing is ever cut short silently. Of a request
     /// of several answers this is the name of the first (`RequestId::choice`).
     pub fn submit(&mut self, request: Request) -> Result<RequestId, EngineError> {
-        self.scheduler.submit(request, Instant::now())
+        Ok(self.submit_all(std::slice::from_ref(&request))?[0])
     }
 
-    /// Runs one step of everything that can run and tells what came of it. After an error the step's requests
-    /// are over (the next step says so); the others go on. Where logits are no numbers, only the requests they were for are
-    /// over; what came of the rest of the step is told with the next one.
+    /// Queues requests, all of them or none.
+    pub fn submit_all(&mut self, requests: &[Request]) -> Result<Vec<RequestId>, EngineError> {
+        self.scheduler.submit(requests, (self.clock)())
+    }
+
+    /// Runs one step of everything that can run and tells what came of it. Where logits are no numbers, the requests that
+    /// they were for fail, and they alone. After an error all of the step's requests are over (the next step says so); the
+    /// others go on.
     pub fn step(&mut self) -> Result<&[Event], EngineError> {
-        // A step that broke off and that nobody told of.
-        self.fail_step();
+        self.fail_step("the step before broke off");
         self.is_stepping = true;
         self.events.clear();
         self.events.append(&mut self.pending_events);
-        let now = Instant::now();
+        let now = (self.clock)();
         self.scheduler.expire(now, &mut self.events);
         self.plan = self.scheduler.plan(now);
-        self.times.plan += now.elapsed();
-        let position = match self.run() {
-            Ok(position) => position,
-            Err(error) => {
-                self.fail_step();
-                return Err(error);
-            }
-        };
+        self.times.plan += (self.clock)() - now;
+        if let Err(error) = self.run() {
+            self.fail_step(&error.to_string());
+            return Err(error);
+        }
         if let Some(plan) = self.plan.take() {
-            let now = Instant::now();
+            let now = (self.clock)();
             self.scheduler.commit(plan, &self.sampled, now, &mut self.events);
-            self.times.commit += now.elapsed();
+            self.times.commit += (self.clock)() - now;
         }
         self.is_stepping = false;
-        if let Some(position) = position {
-            self.pending_events.append(&mut self.events);
-            return Err(EngineError::NotNumbers { position });
-        }
         Ok(&self.events)
     }
 
-    /// Runs the plan and chooses its tokens; the first position, if any, whose logits are no numbers.
-    fn run(&mut self) -> Result<Option<usize>, EngineError> {
-        let Some(plan) = &self.plan else { return Ok(None) };
-        let begin = Instant::now();
+    /// Runs the plan and chooses its tokens.
+    fn run(&mut self) -> Result<(), EngineError> {
+        let Some(plan) = &self.plan else { return Ok(()) };
+        let begin = (self.clock)();
         self.scheduler.fill(plan, &mut self.batch);
         copy_state(self.executor.as_mut(), plan.before());
         self.executor.run(&self.batch)?;
@@ -110,30 +117,40 @@ impl Engine {
         if let Some(embedder) = &self.embedder {
             embed(embedder, &self.scheduler, plan, self.executor.as_ref());
         }
-        let ran = Instant::now();
+        let ran = (self.clock)();
         self.times.run += ran - begin;
-        let rows = self.scheduler.sample_rows(plan);
-        self.executor.sample(&rows, &mut self.sampled)?;
-        self.times.sample += ran.elapsed();
-        let failed = self.sampled.iter().position(|sampled| sampled.token.is_none());
-        Ok(failed.map(|at| rows[at].position))
+        let mut rows = recycled(std::mem::take(&mut self.sample_rows));
+        rows.extend(self.scheduler.sample_rows(plan));
+        let sampled = self.executor.sample(&rows, &mut self.sampled);
+        self.sample_rows = recycled(rows);
+        self.times.sample += (self.clock)() - ran;
+        Ok(sampled?)
     }
 
-    /// Ends the requests of a step that did not come to its end because something panicked on the way; the next step says
-    /// so. Where no step is under way nothing happens.
-    pub fn fail_step(&mut self) {
-        if !std::mem::take(&mut self.is_stepping) {
+    /// Ends the requests of what did not come to its end because something panicked on the way, and says why with the next
+    /// step: those of a step that is under way; all, where things were being moved. Else nothing happens.
+    pub fn fail_step(&mut self, why: &str) {
+        let was_stepping = std::mem::take(&mut self.is_stepping);
+        if was_stepping {
+            // What the step was to tell is told by the next.
+            self.pending_events.append(&mut self.events);
+        } else if !self.scheduler.broke_off() {
             return;
         }
-        // What the step was to tell is told by the next.
-        self.pending_events.append(&mut self.events);
-        self.scheduler.abandon(self.plan.take(), Instant::now(), &mut self.pending_events);
+        let (fault, now): (Arc<str>, _) = (why.into(), (self.clock)());
+        self.scheduler.abandon(self.plan.take(), &fault, now, &mut self.pending_events);
     }
 
     /// Ends a request wherever it is and takes back all it has. Its full blocks can still be found by the requests after
     /// it.
     pub fn cancel(&mut self, id: RequestId) {
-        self.pending_events.extend(self.scheduler.cancel(id, Instant::now()));
+        self.pending_events.extend(self.scheduler.cancel(id, (self.clock)()));
+    }
+
+    /// Whether a request is under way, or its end is still to be told.
+    pub(crate) fn has(&self, id: RequestId) -> bool {
+        let is_end = |event: &Event| matches!(event, Event::Finished { id: of, .. } if *of == id);
+        self.scheduler.has(id) || self.pending_events.iter().any(is_end)
     }
 
     /// Forgets the beginnings of all requests that are over: the next ones run as if they were the first.
@@ -148,11 +165,20 @@ impl Engine {
 
     /// Tokens that a sequence may have, prompt and answer together.
     pub fn ctx(&self) -> usize {
-        self.ctx
+        self.scheduler.bounds().ctx
     }
 
     pub fn vocab(&self) -> usize {
-        self.vocab
+        self.scheduler.bounds().vocab
+    }
+
+    pub(crate) fn bounds(&self) -> Bounds {
+        self.scheduler.bounds()
+    }
+
+    /// Goes through all books; says what is wrong.
+    pub fn audit(&self) -> Result<(), String> {
+        self.scheduler.audited()
     }
 
     pub fn books(&self) -> Books {
@@ -202,5 +228,52 @@ fn copy_state(executor: &mut dyn Executor, copies: &[StateCopy]) {
             StateCopy::Block { from, to } => executor.copy_block(from, to),
             StateCopy::Slot { from, to } => executor.copy_slot(from, to),
         }
+    }
+}
+
+/// The most entries that the block tables of a step have together. Tables may share blocks, so these may be more than there
+/// are blocks.
+fn table_entries(config: &EngineConfig, limits: &Limits) -> usize {
+    config.ctx.div_ceil(BLOCK).min(limits.blocks).saturating_mul(config.max_seqs)
+}
+
+/// An empty vector in the same memory: there is nothing in it that could live too short.
+fn recycled<'a>(mut rows: Vec<SampleRow>) -> Vec<SampleRow<'a>> {
+    rows.clear();
+    rows.into_iter().map(|_| unreachable!("it is empty")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use exotherm_kernels::Sampling;
+
+    use super::*;
+    use crate::simulator::model::{Fake, State, program};
+
+    #[test]
+    fn an_emptied_vector_keeps_its_memory() {
+        let (sampling, tokens) = (Sampling::default(), vec![1, 2, 3]);
+        let (prompt, output) = tokens.split_at(2);
+        let mut rows = Vec::with_capacity(7);
+        rows.push(SampleRow { logits: 0, sampling: &sampling, prompt, output, position: 3, logprobs: None });
+        let (at, capacity) = (rows.as_ptr() as usize, rows.capacity());
+        let again: Vec<SampleRow<'static>> = recycled(rows);
+        assert_eq!((again.as_ptr() as usize, again.capacity(), again.len()), (at, capacity, 0));
+    }
+
+    #[test]
+    fn a_step_has_room_for_tables_that_share_their_blocks() {
+        let (program, backend) = (program(State::Kv), Fake::default());
+        let config = EngineConfig { max_seqs: 4, blocks: Some(8), ..EngineConfig::new(100) };
+        let limits = config.limits(&program, &backend).unwrap();
+        let room = table_entries(&config, &limits);
+        let mut engine = Engine::new(&program, &backend, config).unwrap();
+        engine.submit(Request { n: 4, ..Request::new(vec![1; 64], 9) }).unwrap();
+        let mut most = 0;
+        while !engine.is_idle() {
+            engine.step().unwrap();
+            most = most.max(engine.batch().block_entries());
+        }
+        assert!(most > limits.blocks && most <= room, "{most} of {room}, {} blocks", limits.blocks);
     }
 }

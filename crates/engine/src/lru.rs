@@ -54,6 +54,17 @@ impl Lru {
         self.len -= 1;
     }
 
+    /// The numbers from the oldest on, link by link. Links that lead nowhere end it.
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        let ends = self.links.len() - 1;
+        let at = |number: u32| self.links.get(number as usize).map(|link| link.after);
+        let first = Some(self.links[ends].after);
+        std::iter::successors(first, move |&number| at(number))
+            .take_while(move |&number| (number as usize) < ends)
+            // A ring that never comes back to its end would go on for ever.
+            .take(ends + 1)
+    }
+
     /// Takes out the number that was put in before all others.
     pub fn pop(&mut self) -> Option<u32> {
         let ends = self.links.len() - 1;
@@ -80,6 +91,7 @@ mod tests {
         lru.remove(2);
         lru.push(2);
         assert!(lru.contains(2) && !lru.contains(0) && lru.len() == 3);
+        assert_eq!(lru.iter().collect::<Vec<_>>(), [3, 1, 2]);
         assert_eq!([lru.pop(), lru.pop(), lru.pop(), lru.pop()], [Some(3), Some(1), Some(2), None]);
         assert_eq!(Lru::new(0).pop(), None);
     }

@@ -2,6 +2,8 @@
 
 use std::hash::{DefaultHasher, Hasher};
 
+use sha2::{Digest as _, Sha256};
+
 /// The name of the tokens up to the end of a block: made of the name up to the block before it (0 before the first) and
 /// the block's tokens. Two beginnings may have the same name by accident, so that a name alone proves nothing.
 pub(crate) type Chain = fn(u64, &[u32]) -> u64;
@@ -12,6 +14,32 @@ pub(crate) fn chained(before: u64, tokens: &[u32]) -> u64 {
     hasher.write_u64(before);
     tokens.iter().for_each(|&token| hasher.write_u32(token));
     hasher.finish()
+}
+
+/// What stands for all tokens of a beginning where they themselves are not kept: SHA-256, block after block. No two
+/// beginnings with the same digest are known of anything, nor can be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Digest([u8; 32]);
+
+impl Digest {
+    /// Of this beginning and a block after it.
+    pub fn and(self, tokens: &[u32]) -> Digest {
+        let mut hasher = Sha256::new();
+        hasher.update(self.0);
+        tokens.iter().for_each(|token| hasher.update(token.to_le_bytes()));
+        Digest(hasher.finalize().into())
+    }
+}
+
+/// The tokens up to the end of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Beginning {
+    pub name: u64,
+    pub digest: Digest,
+}
+
+impl Beginning {
+    pub const EMPTY_DIGEST: Digest = Digest([0; 32]);
 }
 
 #[cfg(test)]
@@ -31,5 +59,16 @@ mod tests {
             assert!(!names[..i].contains(name));
         }
         assert_eq!(chained(5, &[7, 8]), chained(5, &[7, 8]));
+    }
+
+    #[test]
+    fn a_digest_depends_on_all_tokens_and_their_order() {
+        let empty = Beginning::EMPTY_DIGEST;
+        let digests =
+            [empty, empty.and(&[1, 2]), empty.and(&[2, 1]), empty.and(&[1]), empty.and(&[1]).and(&[2])];
+        for (i, digest) in digests.iter().enumerate() {
+            assert!(!digests[..i].contains(digest));
+        }
+        assert_eq!(empty.and(&[7, 8]), empty.and(&[7, 8]));
     }
 }

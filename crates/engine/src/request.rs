@@ -110,7 +110,19 @@ pub enum Event {
         id: RequestId,
         reason: FinishReason,
         stats: RequestStats,
+        /// Why, for a request that failed.
+        fault: Option<Arc<str>>,
     },
+}
+
+impl Event {
+    /// Why a request failed, where this is its end.
+    pub fn fault(&self) -> Option<&str> {
+        match self {
+            Event::Finished { fault, .. } => fault.as_deref(),
+            Event::Token { .. } => None,
+        }
+    }
 }
 
 /// Log-probabilities as the model gives them, before bias, penalties and temperature.
@@ -138,7 +150,7 @@ pub enum FinishReason {
     Cancelled,
     /// Its deadline passed.
     Deadline,
-    /// A step failed; `Engine::step` said why.
+    /// Its logits were no numbers, or something broke; the fault says what.
     Failed,
 }
 
@@ -147,6 +159,8 @@ pub struct RequestStats {
     pub prompt_tokens: usize,
     /// Tokens of the prompt whose state was there already.
     pub cached_tokens: usize,
+    /// Whether they were there because another choice of the same request had just read them.
+    pub is_fork: bool,
     /// Tokens emitted; a stop token is not among them.
     pub generated: usize,
     /// Times that it gave its blocks back to others and was computed anew.

@@ -7,7 +7,7 @@ use exotherm_kernels::{BLOCK, Sampling};
 
 use crate::blocks::PrefixId;
 use crate::embedding::Embedding;
-use crate::prefix::Chain;
+use crate::prefix::{Beginning, Chain, Digest};
 use crate::request::{FinishReason, Request, RequestId, RequestStats};
 use crate::snapshots::SnapshotId;
 
@@ -44,6 +44,8 @@ pub(crate) struct Sequence {
     pub started: Option<Instant>,
     /// Tokens of the prompt that were not run; `None` before it first began.
     pub cached: Option<usize>,
+    /// Whether it began where another choice of its prompt was.
+    pub is_fork: bool,
     pub preemptions: usize,
     max_tokens: usize,
     stop_tokens: Vec<u32>,
@@ -56,6 +58,8 @@ pub(crate) struct Sequence {
 pub(crate) struct Prefix {
     /// The names of the beginnings that end with each full block, as far as they were asked for.
     names: Vec<u64>,
+    /// Their digests, where states are found by them.
+    digests: Vec<Digest>,
     /// Blocks of the table that are registered, the first ones.
     pub registered: usize,
     /// Which beginning they are.
@@ -66,13 +70,14 @@ pub(crate) struct Prefix {
 
 impl Prefix {
     fn empty() -> Prefix {
-        Prefix { names: Vec::new(), registered: 0, id: PrefixId::EMPTY, is_open: true }
+        let (names, digests) = (Vec::new(), Vec::new());
+        Prefix { names, digests, registered: 0, id: PrefixId::EMPTY, is_open: true }
     }
 
     /// No block is registered any more; the names are as before.
     pub fn restart(&mut self) {
-        let names = std::mem::take(&mut self.names);
-        *self = Prefix { names, ..Prefix::empty() };
+        let (names, digests) = (std::mem::take(&mut self.names), std::mem::take(&mut self.digests));
+        *self = Prefix { names, digests, ..Prefix::empty() };
     }
 }
 
@@ -97,6 +102,7 @@ impl Sequence {
             tail: None,
             started: None,
             cached: None,
+            is_fork: false,
             preemptions: 0,
             max_tokens: request.max_tokens,
             stop_tokens: request.stop_tokens,
@@ -138,6 +144,15 @@ impl Sequence {
         self.prefix.names[block]
     }
 
+    /// All tokens up to the end of this block, which must be full.
+    pub fn beginning(&mut self, block: usize, chain: Chain) -> Beginning {
+        for i in self.prefix.digests.len()..=block {
+            let before = self.prefix.digests.last().copied().unwrap_or(Beginning::EMPTY_DIGEST);
+            self.prefix.digests.push(before.and(self.block_tokens(i)));
+        }
+        Beginning { name: self.name(block, chain), digest: self.prefix.digests[block] }
+    }
+
     /// Takes the token that follows; `Some` if it ends the request. A stop token is not kept.
     pub fn accept(&mut self, token: u32, now: Instant) -> Option<FinishReason> {
         self.first_token.get_or_insert(now);
@@ -154,6 +169,7 @@ impl Sequence {
         RequestStats {
             prompt_tokens: self.prompt_len,
             cached_tokens: self.cached.unwrap_or(0),
+            is_fork: self.is_fork,
             generated: self.output().len(),
             preemptions: self.preemptions,
             queued: started - self.submitted,

@@ -2,11 +2,13 @@
 //!
 //! Keys and values are kept for every position; a recurrent state is only what all tokens so far have made of it. So that
 //! a sequence can begin where another one was, states are copied on the way, and found again by the tokens that they have
-//! seen.
+//! seen: of these a digest is kept that no two beginnings share, so that a snapshot of a long text takes no more than one of
+//! a short one.
 
 use std::collections::HashMap;
 
 use crate::lru::Lru;
+use crate::prefix::Beginning;
 
 /// A snapshot as long as nobody else has made use of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,9 +19,8 @@ pub(crate) struct SnapshotId {
 
 #[derive(Default)]
 struct Snapshot {
-    name: u64,
-    /// All tokens that the state has seen; empty while it is none.
-    tokens: Vec<u32>,
+    /// What the state has seen; `None` while it is no snapshot.
+    seen: Option<Beginning>,
     generation: u64,
 }
 
@@ -58,10 +59,10 @@ impl SnapshotPool {
         self.first_slot + index
     }
 
-    /// The snapshot of the state after these tokens.
-    pub fn find(&self, name: u64, tokens: &[u32]) -> Option<u32> {
-        let &index = self.by_name.get(&name)?;
-        (self.snapshots[index as usize].tokens == tokens).then_some(index)
+    /// The snapshot of the state after this beginning.
+    pub fn find(&self, seen: &Beginning) -> Option<u32> {
+        let &index = self.by_name.get(&seen.name)?;
+        (self.snapshots[index as usize].seen.as_ref() == Some(seen)).then_some(index)
     }
 
     /// Notes that a snapshot was made use of: it is the last to go, and belongs to nobody alone.
@@ -79,24 +80,18 @@ impl SnapshotPool {
         let own = own.filter(|own| is_own(own) && self.kept.contains(own.index));
         let index = own.map(|own| own.index).or_else(|| self.free.pop()).or_else(|| self.kept.pop())?;
         self.kept.remove(index);
-        let snapshot = &mut self.snapshots[index as usize];
-        if !snapshot.tokens.is_empty() {
-            self.by_name.remove(&snapshot.name);
-            snapshot.tokens.clear();
-        }
+        self.forget(index);
         Some(index)
     }
 
-    /// Makes a reserved place findable as the state after these tokens; `None` if the name is taken.
-    pub fn register(&mut self, index: u32, name: u64, tokens: &[u32]) -> Option<SnapshotId> {
-        if self.by_name.contains_key(&name) {
+    /// Makes a reserved place findable as the state after this beginning; `None` if its name is taken.
+    pub fn register(&mut self, index: u32, seen: Beginning) -> Option<SnapshotId> {
+        if self.by_name.contains_key(&seen.name) {
             self.give_back(index);
             return None;
         }
-        self.by_name.insert(name, index);
-        let snapshot = &mut self.snapshots[index as usize];
-        snapshot.name = name;
-        snapshot.tokens.extend_from_slice(tokens);
+        self.by_name.insert(seen.name, index);
+        self.snapshots[index as usize].seen = Some(seen);
         self.touch(index);
         Some(SnapshotId { index, generation: self.generation })
     }
@@ -108,21 +103,40 @@ impl SnapshotPool {
 
     pub fn forget_all(&mut self) {
         while let Some(index) = self.kept.pop() {
-            let snapshot = &mut self.snapshots[index as usize];
-            self.by_name.remove(&snapshot.name);
-            snapshot.tokens.clear();
+            self.forget(index);
             self.free.push(index);
         }
     }
 
-    /// Panics where a place is neither free nor kept while none is about to be written.
-    pub fn audit(&self) {
-        assert_eq!(self.free.len() + self.kept.len(), self.snapshots.len(), "a snapshot is lost");
-        assert_eq!(self.by_name.len(), self.kept.len(), "a snapshot is kept that cannot be found");
-        for (&name, &index) in &self.by_name {
-            let snapshot = &self.snapshots[index as usize];
-            assert!(self.kept.contains(index) && snapshot.name == name && !snapshot.tokens.is_empty());
+    fn forget(&mut self, index: u32) {
+        if let Some(seen) = self.snapshots[index as usize].seen.take() {
+            self.by_name.remove(&seen.name);
         }
+    }
+
+    /// Says what is wrong where a place is not either free or kept, while none is about to be written, or where a snapshot
+    /// cannot be found.
+    pub fn audit(&self) -> Result<(), String> {
+        let mut times_found = vec![0; self.snapshots.len()];
+        for index in self.free.iter().copied().chain(self.kept.iter()) {
+            *times_found.get_mut(index as usize).ok_or_else(|| format!("there is no snapshot {index}"))? += 1;
+        }
+        if let Some(index) = times_found.iter().position(|&times| times != 1) {
+            return Err(format!("snapshot {index} is free or kept {} times", times_found[index]));
+        }
+        if let Some(index) = self.free.iter().find(|&&index| self.snapshots[index as usize].seen.is_some()) {
+            return Err(format!("snapshot {index} is free and can be found"));
+        }
+        for index in self.kept.iter() {
+            let seen = self.snapshots[index as usize].seen.as_ref();
+            if seen.and_then(|seen| self.by_name.get(&seen.name)) != Some(&index) {
+                return Err(format!("snapshot {index} is kept and cannot be found"));
+            }
+        }
+        if self.by_name.len() != self.kept() || self.kept.iter().count() != self.kept() {
+            return Err(format!("{} names lead to {} snapshots", self.by_name.len(), self.kept()));
+        }
+        Ok(())
     }
 }
 
@@ -130,48 +144,96 @@ impl SnapshotPool {
 mod tests {
     use super::*;
 
+    fn seen(name: u64, tokens: &[u32]) -> Beginning {
+        Beginning { name, digest: Beginning::EMPTY_DIGEST.and(tokens) }
+    }
+
     #[test]
     fn the_least_recently_used_goes_first() {
         let mut pool = SnapshotPool::new(5, 2);
         let [a, b] = [pool.reserve(None).unwrap(), pool.reserve(None).unwrap()];
         assert_eq!((pool.slot(a), pool.slot(b), pool.reserve(None)), (5, 6, None));
-        pool.register(a, 10, &[1, 2]).unwrap();
-        pool.register(b, 20, &[1, 2, 3, 4]).unwrap();
+        pool.register(a, seen(10, &[1, 2])).unwrap();
+        pool.register(b, seen(20, &[1, 2, 3, 4])).unwrap();
         pool.touch(a);
-        pool.audit();
+        pool.audit().unwrap();
         let next = pool.reserve(None).unwrap();
         assert_eq!(next, b);
-        assert_eq!((pool.find(10, &[1, 2]), pool.find(20, &[1, 2, 3, 4])), (Some(a), None));
+        assert_eq!((pool.find(&seen(10, &[1, 2])), pool.find(&seen(20, &[1, 2, 3, 4]))), (Some(a), None));
         pool.give_back(next);
-        pool.audit();
+        pool.audit().unwrap();
         pool.forget_all();
-        assert_eq!((pool.find(10, &[1, 2]), pool.kept()), (None, 0));
-        pool.audit();
+        assert_eq!((pool.find(&seen(10, &[1, 2])), pool.kept()), (None, 0));
+        pool.audit().unwrap();
     }
 
     #[test]
     fn ones_own_is_replaced_until_another_has_used_it() {
         let mut pool = SnapshotPool::new(0, 3);
         let index = pool.reserve(None).unwrap();
-        let own = pool.register(index, 10, &[1]).unwrap();
+        let own = pool.register(index, seen(10, &[1])).unwrap();
         assert_eq!(pool.reserve(Some(own)), Some(index));
-        assert_eq!(pool.find(10, &[1]), None, "it is about to be another");
-        let own = pool.register(index, 20, &[1, 2]).unwrap();
+        assert_eq!(pool.find(&seen(10, &[1])), None, "it is about to be another");
+        let own = pool.register(index, seen(20, &[1, 2])).unwrap();
         pool.touch(index);
         let other = pool.reserve(Some(own)).unwrap();
         assert_ne!(other, index);
-        assert_eq!(pool.find(20, &[1, 2]), Some(index));
+        assert_eq!(pool.find(&seen(20, &[1, 2])), Some(index));
         pool.give_back(other);
+    }
+
+    #[test]
+    fn a_snapshot_of_a_long_text_takes_no_more_than_one_of_a_short_one() {
+        assert!(!std::mem::needs_drop::<Snapshot>(), "there is nothing of it anywhere else");
+        assert!(size_of::<Snapshot>() <= 64);
     }
 
     #[test]
     fn a_name_alone_proves_nothing() {
         let mut pool = SnapshotPool::new(0, 2);
         let index = pool.reserve(None).unwrap();
-        pool.register(index, 10, &[1]).unwrap();
-        assert_eq!(pool.find(10, &[2]), None);
+        pool.register(index, seen(10, &[1])).unwrap();
+        assert_eq!(pool.find(&seen(10, &[2])), None);
         let other = pool.reserve(None).unwrap();
-        assert_eq!(pool.register(other, 10, &[2]), None);
-        pool.audit();
+        assert_eq!(pool.register(other, seen(10, &[2])), None);
+        pool.audit().unwrap();
+    }
+
+    /// A word of what must be said, and a way to spoil the books.
+    type Corruption = (&'static str, fn(&mut SnapshotPool));
+
+    #[test]
+    fn whatever_is_wrong_is_found() {
+        let corruptions: [Corruption; 7] = [
+            ("snapshot 2 is free or kept 0 times", |pool| {
+                pool.free.pop();
+            }),
+            ("snapshot 0 is free or kept 0 times", |pool| {
+                pool.kept.pop();
+            }),
+            ("snapshot 1 is free or kept 2 times", |pool| pool.free.push(1)),
+            ("free and can be found", |pool| {
+                pool.kept.remove(0);
+                pool.free.push(0);
+            }),
+            ("kept and cannot be found", |pool| {
+                pool.by_name.insert(10, 2);
+            }),
+            ("kept and cannot be found", |pool| pool.snapshots[1].seen = None),
+            ("3 names lead to 2", |pool| {
+                pool.by_name.insert(30, 2);
+            }),
+        ];
+        for (word, corrupt) in corruptions {
+            let mut pool = SnapshotPool::new(7, 3);
+            for name in [10, 20] {
+                let index = pool.reserve(None).unwrap();
+                pool.register(index, seen(name, &[name as u32])).unwrap();
+            }
+            pool.audit().unwrap();
+            corrupt(&mut pool);
+            let said = pool.audit().expect_err(word);
+            assert!(said.contains(word), "{word}: {said}");
+        }
     }
 }

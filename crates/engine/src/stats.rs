@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::request::FinishReason;
 use crate::scheduler::SchedulerStats;
 
 /// Upper ends of a histogram's buckets, in seconds; one more bucket takes what is longer.
@@ -41,6 +42,18 @@ pub struct Outcomes {
     pub refused: u64,
 }
 
+impl Outcomes {
+    pub(crate) fn of(&mut self, reason: FinishReason) -> &mut u64 {
+        match reason {
+            FinishReason::Stop(_) => &mut self.stop,
+            FinishReason::Length => &mut self.length,
+            FinishReason::Cancelled => &mut self.cancelled,
+            FinishReason::Deadline => &mut self.late,
+            FinishReason::Failed => &mut self.failed,
+        }
+    }
+}
+
 /// Where the time of steps went.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct StepTimes {
@@ -70,9 +83,12 @@ pub struct Phases {
 #[derive(Clone, Copy, PartialEq, Default, Debug)]
 pub struct EngineStats {
     pub scheduler: SchedulerStats,
+    /// Tokens of answers; a text that is embedded has none.
     pub generated_tokens: u64,
     pub outcomes: Outcomes,
-    /// From submission to the first token.
+    /// Those of them that were of texts to be embedded.
+    pub embeddings: Outcomes,
+    /// From submission to the first token of an answer.
     pub first_token: Histogram,
     /// From a token to the next of the same request.
     pub between_tokens: Histogram,

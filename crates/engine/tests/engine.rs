@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,11 +11,9 @@ use common::{
     Heard, VOCAB, alone, config, engine, engine_on, greedy, programs, setups, transformer,
     transformer_with_head, transformer_without,
 };
-use exotherm_engine::{Engine, EngineConfig, EngineError, Event, FinishReason, Request, Sampling};
+use exotherm_engine::{Engine, EngineConfig, EngineError, Event, FinishReason, Request, RequestId, Sampling};
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{
-    Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program, ProgramBuilder,
-};
+use exotherm_kernels::{BackendError, Batch, Executor, ProgramBuilder, Wrapped, Wrapper};
 
 const CTX: usize = 64;
 
@@ -150,39 +147,66 @@ fn cancelling_gives_everything_back() {
     }
 }
 
+type OfEach<T> = Vec<(RequestId, T)>;
+
+/// Runs a step; the tokens that it tells, and the failures with what they say.
+fn step(engine: &mut Engine) -> (OfEach<u32>, OfEach<String>) {
+    let (mut tokens, mut failures) = (Vec::new(), Vec::new());
+    for event in engine.step().expect("the step runs") {
+        match event {
+            Event::Token { id, token, .. } => tokens.push((*id, *token)),
+            Event::Finished { id, reason: FinishReason::Failed, fault: Some(fault), .. } => {
+                failures.push((*id, fault.to_string()));
+            }
+            other => assert!(other.fault().is_none(), "{other:?}"),
+        }
+    }
+    (tokens, failures)
+}
+
 #[test]
-fn logits_that_are_no_numbers_are_an_error_and_end_the_requests_of_the_step() {
+fn logits_that_are_no_numbers_end_their_request_and_say_so() {
     let program = transformer_with_head(f32::NAN);
     for sampling in [Sampling::default(), Sampling { temperature: 1.0, ..Sampling::default() }] {
         let mut engine = engine(&program, CTX, 1, 8);
-        let mut heard = Heard::default();
-        let request = Request { sampling, ..greedy(&[1, 2, 3], 4) };
+        let request = Request { sampling, n: 2, ..greedy(&[1, 2, 3], 4) };
         let id = engine.submit(request).expect("the request is fine");
-        assert!(matches!(engine.step(), Err(EngineError::NotNumbers { position: 3 })));
-        assert_eq!(engine.books().used, 0);
-        heard.finish(&mut engine);
-        assert_eq!((heard.tokens(id), heard.ends[&id].0), (vec![], FinishReason::Failed));
+        for choice in [id, id.choice(1)] {
+            let (tokens, failures) = step(&mut engine);
+            assert_eq!((tokens, failures.len()), (vec![], 1));
+            assert_eq!(failures[0].0, choice);
+            assert!(failures[0].1.contains("position 3 are not numbers"), "{failures:?}");
+        }
+        assert!(engine.is_idle() && engine.books().used == 0);
     }
 }
 
 #[test]
-fn logits_that_are_no_numbers_end_their_own_request_alone() {
+fn logits_that_are_no_numbers_keep_nobody_else_waiting() {
     let program = transformer_without(5);
-    let mut engine = engine(&program, CTX, 3, 8);
-    let mut heard = Heard::default();
+    let mut engine = engine(&program, CTX, 4, 8);
     // Only the prompt of one of them has the token.
     let sampling = Sampling { logit_bias: vec![(5, -100.0)], ..Sampling::default() };
     let request = |prompt: &[u32]| Request { sampling: sampling.clone(), ..greedy(prompt, 4) };
     let mut submit = |prompt: &[u32]| engine.submit(request(prompt)).expect("there is a place");
     let (first, bad, last) = (submit(&[1, 2]), submit(&[3, 5]), submit(&[4, 6]));
-    assert!(matches!(engine.step(), Err(EngineError::NotNumbers { position: 2 })));
-    heard.finish(&mut engine);
-    assert_eq!((heard.tokens(bad), heard.ends[&bad].0), (vec![], FinishReason::Failed));
-    for (id, prompt) in [(first, [1, 2]), (last, [4, 6])] {
-        assert_eq!(heard.ends[&id].0, FinishReason::Length);
-        assert_eq!(heard.tokens(id), alone(&program, CTX, &request(&prompt)));
+    let expected =
+        [first, last].into_iter().zip([[1, 2], [4, 6]].map(|p| alone(&program, CTX, &request(&p))));
+    let expected: Vec<_> = expected.collect();
+    for i in 0..4 {
+        let (tokens, failures) = step(&mut engine);
+        assert_eq!(
+            tokens,
+            expected.iter().map(|(id, tokens)| (*id, tokens[i])).collect::<Vec<_>>(),
+            "step {i}"
+        );
+        assert_eq!(
+            failures.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+            if i == 0 { vec![bad] } else { vec![] }
+        );
+        assert!(failures.iter().all(|(_, why)| why.contains("position 2 are not numbers")), "{failures:?}");
     }
-    assert_eq!(engine.books().used, 0);
+    assert!(engine.is_idle() && engine.books().used == 0);
 }
 
 #[test]
@@ -312,25 +336,17 @@ fn waiting_outweighs_priority_in_the_end() {
 }
 
 /// Panics in the middle of a run when it is told to.
-struct Panicking(Arc<AtomicBool>);
+struct Panicking(Box<dyn Executor>, Arc<AtomicBool>);
 
-struct PanickingExecutor(Box<dyn Executor>, Arc<AtomicBool>);
-
-impl Backend for Panicking {
-    fn name(&self) -> &'static str {
-        "panicking"
+impl Wrapper for Panicking {
+    fn inner(&self) -> &dyn Executor {
+        self.0.as_ref()
     }
 
-    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
-        ReferenceBackend.memory(program, limits)
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        self.0.as_mut()
     }
 
-    fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
-        Ok(Box::new(PanickingExecutor(ReferenceBackend.compile(program, limits)?, self.0.clone())))
-    }
-}
-
-impl Executor for PanickingExecutor {
     fn run(&mut self, batch: &Batch) -> Result<(), BackendError> {
         let panics = self.1.load(Ordering::Relaxed);
         // Half of the program has run then.
@@ -340,38 +356,6 @@ impl Executor for PanickingExecutor {
         }
         self.0.run(batch)
     }
-
-    fn run_ops(&mut self, batch: &Batch, ops: Range<usize>) -> Result<(), BackendError> {
-        self.0.run_ops(batch, ops)
-    }
-
-    fn logits(&self) -> &[f32] {
-        self.0.logits()
-    }
-
-    fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
-        self.0.logits_of(row)
-    }
-
-    fn memory(&self) -> MemoryUse {
-        self.0.memory()
-    }
-
-    fn copy_block(&mut self, from: u32, to: u32) {
-        self.0.copy_block(from, to);
-    }
-
-    fn copy_slot(&mut self, from: u32, to: u32) {
-        self.0.copy_slot(from, to);
-    }
-
-    fn read(&self, place: Place) -> Vec<f32> {
-        self.0.read(place)
-    }
-
-    fn write(&mut self, place: Place, values: &[f32]) {
-        self.0.write(place, values);
-    }
 }
 
 #[test]
@@ -379,7 +363,9 @@ fn a_panic_in_a_step_ends_its_requests_and_no_others() {
     for program in programs() {
         let panics = Arc::new(AtomicBool::new(false));
         let config = config(CTX, 2, 8);
-        let mut engine = Engine::new(&program, &Panicking(panics.clone()), config).expect("it is small");
+        let told = panics.clone();
+        let backend = Wrapped::new(Box::new(ReferenceBackend), move |e, _| Panicking(e, told.clone()));
+        let mut engine = Engine::new(&program, &backend, config).expect("it is small");
         let mut heard = Heard::default();
         let request = greedy(&[3; 20], 10);
         let running = [0, 1].map(|_| engine.submit(request.clone()).expect("it fits"));
@@ -388,11 +374,11 @@ fn a_panic_in_a_step_ends_its_requests_and_no_others() {
         panics.store(true, Ordering::Relaxed);
         assert!(catch_unwind(AssertUnwindSafe(|| engine.step().map(|_| ()))).is_err());
         panics.store(false, Ordering::Relaxed);
-        engine.fail_step();
+        engine.fail_step("a test");
         assert_eq!(engine.books().used, 0);
         heard.step(&mut engine);
         // No step is under way: nothing is told twice.
-        engine.fail_step();
+        engine.fail_step("a test");
         heard.finish(&mut engine);
         running.iter().for_each(|id| assert_eq!(heard.ends[id].0, FinishReason::Failed));
         assert_eq!(heard.ends[&waiting].0, FinishReason::Length);

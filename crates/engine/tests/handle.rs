@@ -2,18 +2,15 @@
 
 mod common;
 
-use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{alone, config, greedy, transformer};
+use common::{alone, config, greedy, transformer, transformer_without};
 use exotherm_engine::handle::{EngineHandle, Listener, Refusal, Ticket, Update};
-use exotherm_engine::{Engine, EngineError, FinishReason, Request, Sampling};
+use exotherm_engine::{Embedding, Engine, EngineConfig, EngineError, FinishReason, Request, Sampling};
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{
-    Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program, SampleRow, Sampled,
-};
+use exotherm_kernels::{BackendError, Batch, Executor, Wrapped, Wrapper};
 
 const CTX: usize = 64;
 
@@ -22,11 +19,14 @@ fn handle(most_open: usize) -> EngineHandle {
     EngineHandle::start(engine, most_open).expect("a thread")
 }
 
+fn listening(tell: Sender<Update>) -> Listener {
+    Box::new(move |update| tell.send(update).is_ok())
+}
+
 /// A request and where its updates can be heard.
 fn heard(request: Request) -> ((Request, Vec<Listener>), Receiver<Update>) {
     let (tell, updates) = channel();
-    let listener: Listener = Box::new(move |update| tell.send(update).is_ok());
-    ((request, vec![listener]), updates)
+    ((request, vec![listening(tell)]), updates)
 }
 
 fn submit(handle: &EngineHandle, request: Request) -> (Ticket, Receiver<Update>) {
@@ -99,8 +99,7 @@ fn choices_of_a_request_have_listeners_of_their_own() {
     let sampling = Sampling { temperature: 1.0, seed: 5, ..Sampling::default() };
     let request = Request { sampling: sampling.clone(), ..greedy(&[1, 2, 3], 8) };
     let (tells, heard): (Vec<_>, Vec<_>) = (0..3).map(|_| channel()).unzip();
-    let listener = |tell: Sender<Update>| -> Listener { Box::new(move |update| tell.send(update).is_ok()) };
-    let listeners = tells.into_iter().map(listener).collect();
+    let listeners = tells.into_iter().map(listening).collect();
     let tickets = handle.submit(vec![(request.clone(), listeners)]).expect("there is room");
     assert_eq!(tickets.len(), 3);
     for (i, updates) in heard.iter().enumerate() {
@@ -160,64 +159,20 @@ fn a_drained_engine_finishes_and_a_stopped_one_tells_so() {
 }
 
 /// Panics in every step that has this token.
-struct Panics(u32);
+struct Panics(Box<dyn Executor>, u32);
 
-struct PanicsThere(Box<dyn Executor>, u32);
-
-impl Backend for Panics {
-    fn name(&self) -> &'static str {
-        "panics"
+impl Wrapper for Panics {
+    fn inner(&self) -> &dyn Executor {
+        self.0.as_ref()
     }
 
-    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
-        ReferenceBackend.memory(program, limits)
-    }
-
-    fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
-        Ok(Box::new(PanicsThere(ReferenceBackend.compile(program, limits)?, self.0)))
-    }
-}
-
-impl Executor for PanicsThere {
-    fn run_ops(&mut self, batch: &Batch, ops: Range<usize>) -> Result<(), BackendError> {
-        self.0.run_ops(batch, ops)
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        self.0.as_mut()
     }
 
     fn run(&mut self, batch: &Batch) -> Result<(), BackendError> {
         assert!(!batch.tokens().contains(&self.1), "token {} is here", self.1);
         self.0.run(batch)
-    }
-
-    fn logits(&self) -> &[f32] {
-        self.0.logits()
-    }
-
-    fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
-        self.0.logits_of(row)
-    }
-
-    fn sample(&mut self, rows: &[SampleRow], out: &mut Vec<Sampled>) -> Result<(), BackendError> {
-        self.0.sample(rows, out)
-    }
-
-    fn memory(&self) -> MemoryUse {
-        self.0.memory()
-    }
-
-    fn copy_block(&mut self, from: u32, to: u32) {
-        self.0.copy_block(from, to);
-    }
-
-    fn copy_slot(&mut self, from: u32, to: u32) {
-        self.0.copy_slot(from, to);
-    }
-
-    fn read(&self, place: Place) -> Vec<f32> {
-        self.0.read(place)
-    }
-
-    fn write(&mut self, place: Place, values: &[f32]) {
-        self.0.write(place, values);
     }
 }
 
@@ -228,7 +183,8 @@ fn a_panic_fails_its_step_and_the_engine_goes_on() {
     let expected = alone(&program, CTX, &fine);
     let bad = (0..common::VOCAB as u32).find(|t| !expected.contains(t) && !fine.prompt.contains(t));
     let bad = bad.expect("a token that the fine request has not");
-    let engine = Engine::new(&program, &Panics(bad), config(CTX, 4, 8)).expect("small");
+    let backend = Wrapped::new(Box::new(ReferenceBackend), move |inner, _| Panics(inner, bad));
+    let engine = Engine::new(&program, &backend, config(CTX, 4, 8)).expect("small");
     let handle = EngineHandle::start(engine, 8).expect("a thread");
     for _ in 0..2 {
         let (_ticket, updates) = submit(&handle, greedy(&[bad], 6));
@@ -240,6 +196,108 @@ fn a_panic_fails_its_step_and_the_engine_goes_on() {
     }
     settled(&handle);
     assert_eq!(handle.stats().outcomes.failed, 2);
+    handle.shut_down();
+}
+
+#[test]
+fn a_listener_that_panics_loses_its_own_request_and_no_other() {
+    let handle = handle(8);
+    let request = |token| greedy(&[token, 2, 3], 20);
+    let heard_there = Arc::new(Mutex::new(0));
+    let counter = Arc::clone(&heard_there);
+    let listener: Listener = Box::new(move |_| {
+        *counter.lock().expect("nobody panics while it is held") += 1;
+        let heard = *counter.lock().expect("nobody panics while it is held");
+        // Unlike `panic!` this prints nothing.
+        if heard == 3 { std::panic::resume_unwind(Box::new("a test")) } else { true }
+    });
+    let (_kept, other) = submit(&handle, request(1));
+    let _panics = handle.submit(vec![(request(4), vec![listener])]).expect("there is room");
+    let expected = (alone(&transformer(), CTX, &request(1)), FinishReason::Length, None);
+    assert_eq!(to_the_end(&other), expected);
+    settled(&handle);
+    assert_eq!(*heard_there.lock().expect("no panic"), 3, "it is not called again");
+    let outcomes = handle.stats().outcomes;
+    assert_eq!((outcomes.length, outcomes.cancelled, outcomes.failed), (1, 1, 0));
+    assert!(handle.is_alive());
+    handle.shut_down();
+    assert!(!handle.is_alive());
+}
+
+#[test]
+fn a_fault_is_told_to_whom_it_happened() {
+    let program = transformer_without(5);
+    let sampling = Sampling { logit_bias: vec![(5, -100.0)], ..Sampling::default() };
+    let request = |prompt: &[u32]| Request { sampling: sampling.clone(), ..greedy(prompt, 4) };
+    let engine = common::engine(&program, CTX, 4, 8);
+    let handle = EngineHandle::start(engine, 8).expect("a thread");
+    let (both, updates): (Vec<_>, Vec<_>) =
+        [[3, 5], [1, 2]].map(|prompt| heard(request(&prompt))).into_iter().unzip();
+    let _tickets = handle.submit(both).expect("there is room");
+    let (tokens, reason, fault) = to_the_end(&updates[0]);
+    assert_eq!((tokens, reason), (vec![], FinishReason::Failed));
+    assert!(fault.is_some_and(|why| why.contains("position 2 are not numbers")));
+    assert_eq!(
+        to_the_end(&updates[1]),
+        (alone(&program, CTX, &request(&[1, 2])), FinishReason::Length, None)
+    );
+    handle.shut_down();
+}
+
+#[test]
+fn requests_are_taken_all_or_none_whatever_is_wrong_with_one() {
+    let config = EngineConfig { blocks: Some(2), queue: 3, ..config(CTX, 1, 8) };
+    let engine = Engine::new(&transformer(), &ReferenceBackend, config).expect("small");
+    // It would let more in than the engine has room for.
+    let handle = EngineHandle::start(engine, 100).expect("a thread");
+    let fine = || heard(greedy(&[1], 2));
+    for (bad, why) in [
+        (greedy(&[1; 40], 2), "need 3 blocks"),
+        (Request { priority: 101, ..greedy(&[1], 2) }, "priority is 101"),
+    ] {
+        let (submission, _updates) = fine();
+        let refused = handle.submit(vec![submission, heard(bad).0]).map(drop).expect_err("one is wrong");
+        assert!(refused.to_string().contains(why), "{refused}");
+    }
+    let choices = |n: usize| (0..n).map(|_| channel()).map(|(tell, heard)| (listening(tell), heard)).unzip();
+    let (listeners, _updates): (Vec<_>, Vec<_>) = choices(5);
+    let refused = handle.submit(vec![(greedy(&[1], 2), listeners)]).map(drop).expect_err("four are the most");
+    assert!(refused.to_string().contains("between 1 and 4"), "{refused}");
+    assert_eq!(handle.open(), 0);
+
+    // One and four choices: either alone would fit.
+    let (listeners, updates): (Vec<_>, Vec<_>) = choices(4);
+    let (first, first_updates) = fine();
+    let _tickets = handle.submit(vec![first, (greedy(&[1], 2), listeners)]).expect("the engine refuses it");
+    for updates in updates.iter().chain([&first_updates]) {
+        assert!(
+            matches!(next(updates), Update::Refused(why) if matches!(*why, EngineError::QueueFull { .. }))
+        );
+        assert!(updates.recv().is_err(), "nothing comes after the end");
+    }
+    settled(&handle);
+    assert_eq!((handle.stats().outcomes.refused, handle.stats().scheduler.prompt_tokens), (5, 0));
+    handle.shut_down();
+}
+
+#[test]
+fn embeddings_and_choices_are_counted_apart() {
+    let handle = handle(16);
+    let made: Arc<Embedding> = Arc::default();
+    let (_kept, updates) = submit(&handle, Request { embedding: Some(made.clone()), ..greedy(&[1; 10], 1) });
+    assert_eq!(to_the_end(&updates).1, FinishReason::Length);
+    assert!(made.values().is_some());
+    let (listeners, updates): (Vec<_>, Vec<_>) =
+        (0..3).map(|_| channel()).map(|(tell, heard)| (listening(tell), heard)).unzip();
+    let _tickets = handle.submit(vec![(greedy(&[2; 20], 5), listeners)]).expect("there is room");
+    updates.iter().for_each(|updates| assert_eq!(to_the_end(updates).0.len(), 5));
+    settled(&handle);
+    let stats = handle.stats();
+    assert_eq!((stats.outcomes.length, stats.embeddings.length), (4, 1));
+    assert_eq!((stats.generated_tokens, stats.first_token.count()), (15, 3));
+    let s = stats.scheduler;
+    assert_eq!((s.prompt_tokens, s.embedded_tokens, s.cached_tokens), (30, 10, 0));
+    assert_eq!((s.forks, s.forked_tokens), (2, 40));
     handle.shut_down();
 }
 

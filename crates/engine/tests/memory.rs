@@ -29,7 +29,9 @@ fn the_memory_plan_is_what_the_backend_takes() {
     // Two layers, two heads of six in f16: keys as they are, values in whole vectors of sixteen.
     assert_eq!(plan.kv_bytes_per_token, 2 * 2 * (6 + 16) * 2);
     assert_eq!(plan.kv, 64 * plan.kv_bytes_per_token);
-    assert!(plan.to_string().contains("176 bytes per token"), "{plan}");
+    assert!(plan.to_string().contains("  4 blocks, 64 tokens, 176 bytes per token\n"), "{plan}");
+    let plan = MemoryPlan::new(&rwkv(), &CpuBackend::new(2), &config(64, 1, 8));
+    assert!(plan.to_string().contains("  4 states\n") && !plan.to_string().contains("blocks"), "{plan}");
 }
 
 #[test]

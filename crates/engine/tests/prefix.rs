@@ -171,6 +171,48 @@ fn choices_that_find_no_place_at_once_come_later() {
 }
 
 #[test]
+fn choices_go_past_nobody() {
+    for program in programs() {
+        let mut engine = engine(&program, CTX, 2, 4);
+        let mut heard = Heard::default();
+        let request = choices(&text(37), 3);
+        let id = engine.submit(request.clone()).expect("there is room");
+        heard.step(&mut engine);
+        // It comes while the prompt is read, which takes all rows, and goes before the other choices.
+        let urgent = Request { priority: 1, ..greedy(&[1, 2, 3], 6) };
+        let urgent_id = engine.submit(urgent.clone()).expect("it can wait");
+        while heard.tokens(urgent_id).is_empty() {
+            heard.step(&mut engine);
+            assert!(heard.tokens(id.choice(1)).is_empty(), "a choice took its place");
+        }
+        heard.finish(&mut engine);
+        assert_eq!(heard.tokens(urgent_id), alone(&program, CTX, &urgent));
+        check_choices(&program, &heard, id, &request);
+        assert_eq!(engine.stats().forks, 0, "the place was taken when they could have begun");
+    }
+}
+
+#[test]
+fn choices_begin_only_where_there_are_blocks_for_them() {
+    let program = transformer();
+    // The prompt takes three, and whoever goes on needs a copy of the last.
+    let config = EngineConfig { blocks: Some(5), ..config(64, 4, 64) };
+    let mut engine = Engine::new(&program, &backend(), config).expect("it is small");
+    let mut heard = Heard::default();
+    let request = Request { max_tokens: 10, ..choices(&text(33), 4) };
+    let id = engine.submit(request.clone()).expect("there is room");
+    heard.step(&mut engine);
+    let stats = engine.stats();
+    assert_eq!((stats.running, stats.waiting, stats.forks, stats.forked_tokens), (3, 1, 2, 66));
+    heard.finish(&mut engine);
+    check_choices(&program, &heard, id, &request);
+    assert_eq!(engine.stats().preemptions, 0, "nobody had to make room");
+    let forked = [0, 1, 2, 3].map(|i| heard.ends[&id.choice(i)].1.is_fork);
+    assert_eq!(forked, [false, true, true, false]);
+    assert_eq!(heard.ends[&id.choice(3)].1.cached_tokens, 32, "it finds the prompt's whole blocks");
+}
+
+#[test]
 fn choices_outlive_the_one_that_reads_their_prompt() {
     for program in programs() {
         let mut engine = engine(&program, CTX, 2, 4);

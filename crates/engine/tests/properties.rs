@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::{Heard, VOCAB, alone_in, config, engine_on, greedy, programs};
+use common::{Heard, VOCAB, config, greedy, heard_alone, programs};
 use exotherm_engine::{Engine, EngineConfig, FinishReason, Request, RequestId, Sampling};
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{BLOCK, Backend};
+use exotherm_kernels::{BLOCK, Backend, KvType};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -42,10 +42,11 @@ fn request() -> impl Strategy<Value = Request> {
         (0..common as u32).map(|i| (i * i + topic) % VOCAB as u32).chain(own).collect::<Vec<u32>>()
     });
     let n = prop_oneof![4 => Just(1usize), 1 => 2usize..4];
-    (prompt, 1usize..16, sampling(), tokens(0..2), n, -2i32..3).prop_map(
-        |(prompt, max_tokens, sampling, stop_tokens, n, priority)| Request {
+    let logprobs = prop_oneof![3 => Just(None), 1 => (0u8..21).prop_map(Some)];
+    (prompt, 1usize..16, sampling(), tokens(0..2), n, -2i32..3, logprobs).prop_map(
+        |(prompt, max_tokens, sampling, stop_tokens, n, priority, logprobs)| Request {
             sampling,
-            logprobs: None,
+            logprobs,
             stop_tokens,
             n,
             priority,
@@ -57,11 +58,15 @@ fn request() -> impl Strategy<Value = Request> {
 /// How much of everything there is.
 fn sizes() -> impl Strategy<Value = EngineConfig> {
     // Four blocks are a full context; more than four sequences can use are more to remember.
-    let pool = (1usize..4, prop_oneof![Just(None), (4usize..18).prop_map(Some)]);
-    (pool, 1usize..30, 0usize..7, 0usize..3).prop_map(|((max_seqs, blocks), chunk, snapshots, stride)| {
-        let snapshot_stride = BLOCK * stride;
-        EngineConfig { blocks, snapshots, snapshot_stride, ..config(CTX, max_seqs, chunk) }
-    })
+    let max_seqs = prop_oneof![3 => 1usize..4, 1 => Just(16)];
+    let pool = (max_seqs, prop_oneof![Just(None), (4usize..18).prop_map(Some)]);
+    let kv_type = prop_oneof![Just(KvType::F16), Just(KvType::F32)];
+    (pool, 1usize..30, 0usize..7, 0usize..3, kv_type).prop_map(
+        |((max_seqs, blocks), chunk, snapshots, stride, kv_type)| {
+            let snapshot_stride = BLOCK * stride;
+            EngineConfig { blocks, snapshots, snapshot_stride, kv_type, ..config(CTX, max_seqs, chunk) }
+        },
+    )
 }
 
 #[derive(Clone, Debug)]
@@ -136,9 +141,11 @@ fn each_says_what_it_says_alone(
             prop_assert!(engine.books().balance());
         }
         heard.finish(&mut engine);
-        let mut lonely = engine_on(backend, &program, CTX, 1, CTX);
+        let lonely = EngineConfig { kv_type: sizes.kv_type, ..config(CTX, 1, CTX) };
+        let mut lonely = Engine::new(&program, backend, lonely).expect("it is small");
         for (id, request) in &asked {
-            let (tokens, alone) = (heard.tokens(*id), alone_in(&mut lonely, request));
+            let (tokens, (alone, logprobs)) = (heard.tokens(*id), heard_alone(&mut lonely, request));
+            prop_assert_eq!(heard.logprobs.get(id).map_or(&[][..], |l| l), &logprobs[..tokens.len()]);
             let reason = heard.ends[id].0;
             match reason {
                 FinishReason::Cancelled => prop_assert_eq!(&tokens[..], &alone[..tokens.len()]),

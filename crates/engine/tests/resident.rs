@@ -3,6 +3,9 @@
 //! One test alone, so that nothing else in the process takes memory meanwhile.
 #![cfg(target_os = "linux")]
 
+mod common;
+
+use common::{assert_planned, resident_bytes};
 use exotherm_engine::{Engine, EngineConfig, Event, FinishReason, MemoryPlan, Request};
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::ops::{Attention, Embed, Head, LinearResidual, NormLinear, QkRopeWrite};
@@ -49,12 +52,6 @@ fn program() -> Program {
     b.finish(logits, VOCAB)
 }
 
-fn resident_bytes() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("this is Linux");
-    let pages: usize = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("a number");
-    4096 * pages
-}
-
 #[test]
 fn what_is_in_use_is_what_was_planned() {
     let before = resident_bytes();
@@ -81,7 +78,5 @@ fn what_is_in_use_is_what_was_planned() {
     assert_eq!(books.free + books.cached, SEQUENCES * 16);
     assert_eq!(books.cached, SEQUENCES * 15, "all but the last, unfilled blocks are remembered");
     let used = resident_bytes() - before;
-    let off = used as f64 / plan.total() as f64 - 1.0;
-    println!("{used} bytes are in use, planned were\n{plan}");
-    assert!(off.abs() < 0.1, "{used} bytes are in use, {:.1} % off the plan\n{plan}", 100.0 * off);
+    assert_planned(used, &plan);
 }

@@ -11,6 +11,7 @@ pub mod program;
 pub mod reference;
 pub mod rounding;
 pub mod sampling;
+pub mod wrapped;
 
 pub use backend::{Backend, BackendError, Executor, KvType, Limits, MemoryUse, Place};
 pub use batch::{BLOCK, Batch, Span};
@@ -20,3 +21,4 @@ pub use program::{
 };
 pub use rounding::Activations;
 pub use sampling::{Logprobs, SampleRow, Sampled, Sampling, SamplingError, TokenLogprob};
+pub use wrapped::{Wrapped, Wrapper};

@@ -1,12 +1,12 @@
 //! The suite is only as good as what it notices: the reference with one thing wrong must fail, each time.
 
-use std::ops::Range;
-
 use exotherm_kernels::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place};
 use exotherm_kernels::conformance::{self, Case, check, check_copies};
 use exotherm_kernels::ops::RopeStyle;
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{Activation, Batch, MatId, Norm, NormKind, Op, Program, ProgramBuilder, VecId};
+use exotherm_kernels::{
+    Activation, Batch, MatId, Norm, NormKind, Op, Program, ProgramBuilder, VecId, Wrapper,
+};
 
 /// What is changed: the recorded op, the batch before it runs, memory after it ran, or how state is copied.
 type ChangeOp = fn(&mut Op, &mut Edit);
@@ -87,27 +87,19 @@ impl Backend for Mutant {
     }
 }
 
-impl Executor for Running {
+impl Wrapper for Running {
+    fn inner(&self) -> &dyn Executor {
+        self.inner.as_ref()
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        self.inner.as_mut()
+    }
+
     fn run(&mut self, batch: &Batch) -> Result<(), BackendError> {
         self.inner.run(&(self.batch)(batch))?;
         (self.memory)(self.inner.as_mut(), &self.program, batch);
         Ok(())
-    }
-
-    fn run_ops(&mut self, batch: &Batch, ops: Range<usize>) -> Result<(), BackendError> {
-        self.inner.run_ops(batch, ops)
-    }
-
-    fn logits(&self) -> &[f32] {
-        self.inner.logits()
-    }
-
-    fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
-        self.inner.logits_of(row)
-    }
-
-    fn memory(&self) -> MemoryUse {
-        self.inner.memory()
     }
 
     fn copy_block(&mut self, from: u32, to: u32) {
@@ -116,14 +108,6 @@ impl Executor for Running {
 
     fn copy_slot(&mut self, from: u32, to: u32) {
         (self.copy_slot)(self.inner.as_mut(), from, to);
-    }
-
-    fn read(&self, place: Place) -> Vec<f32> {
-        self.inner.read(place)
-    }
-
-    fn write(&mut self, place: Place, values: &[f32]) {
-        self.inner.write(place, values);
     }
 }
 

@@ -227,6 +227,8 @@ fn as_json(args: &Args, files: &Files, model: &Result<Model>, plan: Option<(usiz
             "kv_type": args.kv_type.name(),
             "weights": plan.weights,
             "kv": plan.kv,
+            "kv_blocks": plan.kv_blocks,
+            "kv_tokens": plan.kv_tokens(),
             "kv_bytes_per_token": plan.kv_bytes_per_token,
             "recurrent": plan.recurrent,
             "snapshots": plan.snapshots,

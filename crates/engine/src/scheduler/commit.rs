@@ -1,5 +1,6 @@
 //! What came of a step.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use exotherm_kernels::{BLOCK, SampleRow, Sampled};
@@ -7,13 +8,14 @@ use exotherm_kernels::{BLOCK, SampleRow, Sampled};
 use super::Scheduler;
 use super::plan::{Fork, Plan, Sample, Save};
 use crate::blocks::BlockPool;
+use crate::error::EngineError;
 use crate::request::{Event, FinishReason, TokenLogprobs};
 use crate::sequence::Sequence;
 use crate::snapshots::SnapshotPool;
 
 impl Scheduler {
     /// What is to be chosen for each of the plan's samples.
-    pub fn sample_rows(&self, plan: &Plan) -> Vec<SampleRow<'_>> {
+    pub fn sample_rows<'a>(&'a self, plan: &'a Plan) -> impl Iterator<Item = SampleRow<'a>> {
         let sample_row = |sample: &Sample| {
             // Another choice of the same prompt, about to begin, has the same tokens so far.
             let sequence = self.at(sample.place);
@@ -26,11 +28,11 @@ impl Scheduler {
                 logprobs: sequence.logprobs,
             }
         };
-        plan.samples().iter().map(sample_row).collect()
+        plan.samples().iter().map(sample_row)
     }
 
     /// Takes in a step that ran; `sampled` is what came of each of the plan's samples. A request whose logits were no
-    /// numbers is over.
+    /// numbers is over, and it alone.
     pub fn commit(&mut self, plan: Plan, sampled: &[Sampled], now: Instant, events: &mut Vec<Event>) {
         self.is_moving = true;
         for row in &plan.rows {
@@ -42,7 +44,9 @@ impl Scheduler {
         assert_eq!(plan.samples.len(), sampled.len(), "a token for everyone who gets one");
         for (sample, sampled) in plan.samples.iter().zip(sampled) {
             let Some(token) = sampled.token else {
-                events.push(self.end(sample.place, FinishReason::Failed, now));
+                let position = self.at(sample.place).tokens.len();
+                let fault = EngineError::NotNumbers { position }.to_string().into();
+                events.push(self.end(sample.place, FinishReason::Failed, Some(fault), now));
                 continue;
             };
             let sequence = self.at_mut(sample.place);
@@ -56,7 +60,7 @@ impl Scheduler {
                 self.free_followers(id);
             }
             if let Some(reason) = finish {
-                events.push(self.end(sample.place, reason, now));
+                events.push(self.end(sample.place, reason, None, now));
             }
         }
         self.spare = plan;
@@ -87,8 +91,8 @@ impl Scheduler {
     /// Makes a snapshot that was taken findable.
     fn keep(&mut self, save: &Save) {
         let sequence = self.places[save.place as usize].as_mut().expect("a running sequence has its place");
-        let name = sequence.name(save.end / BLOCK - 1, self.chain);
-        let kept = self.snapshots.register(save.index, name, &sequence.tokens[..save.end]);
+        let seen = sequence.beginning(save.end / BLOCK - 1, self.chain);
+        let kept = self.snapshots.register(save.index, seen);
         if save.end == sequence.tokens.len() {
             sequence.tail = kept;
         }
@@ -104,17 +108,17 @@ impl Scheduler {
         self.start(fork.to);
     }
 
-    /// Ends the requests of a step that failed: their state is not to be trusted. If things were being moved when it
-    /// failed, nothing is where it should be: then all requests end and everything is forgotten.
-    pub fn abandon(&mut self, plan: Option<Plan>, now: Instant, events: &mut Vec<Event>) {
+    /// Ends the requests of a step that failed because of `fault`: their state is not to be trusted. If things were being
+    /// moved when it failed, nothing is where it should be: then all requests end and everything is forgotten.
+    pub fn abandon(&mut self, plan: Option<Plan>, fault: &Arc<str>, now: Instant, events: &mut Vec<Event>) {
         if std::mem::replace(&mut self.is_moving, true) {
-            return self.reset(now, events);
+            return self.reset(fault, now, events);
         }
         if let Some(plan) = plan {
             plan.saves.iter().for_each(|save| self.snapshots.give_back(save.index));
             let places = plan.rows.iter().map(|row| row.place).chain(plan.forks.iter().map(|fork| fork.to));
             for place in places {
-                events.push(self.end(place, FinishReason::Failed, now));
+                events.push(self.end(place, FinishReason::Failed, Some(fault.clone()), now));
             }
             self.spare = plan;
         }
@@ -122,10 +126,12 @@ impl Scheduler {
         self.is_moving = false;
     }
 
-    fn reset(&mut self, now: Instant, events: &mut Vec<Event>) {
+    fn reset(&mut self, fault: &Arc<str>, now: Instant, events: &mut Vec<Event>) {
         let all = self.places.iter_mut().filter_map(Option::take).chain(self.waiting.drain(..));
-        let failed =
-            |s: &Sequence| Event::Finished { id: s.id, reason: FinishReason::Failed, stats: s.stats(now) };
+        let failed = |s: &Sequence| {
+            let (id, reason, fault) = (s.id, FinishReason::Failed, Some(fault.clone()));
+            Event::Finished { id, reason, stats: s.stats(now), fault }
+        };
         events.extend(all.map(|sequence| failed(&sequence)));
         self.running.clear();
         self.spare = Plan::default();
@@ -153,7 +159,7 @@ mod tests {
         let limits = config.limits(&program, &Fake::default()).unwrap();
         let mut scheduler = Scheduler::new(&program, &config, &limits);
         let request = Request { n: 5, ..Request::new(vec![1; 16], 5) };
-        let first = scheduler.submit(request.clone(), now).unwrap();
+        let first = scheduler.submit(std::slice::from_ref(&request), now).unwrap()[0];
         let mut events = Vec::new();
         let plan = scheduler.plan(now).unwrap();
         let sampled = [2, 3, 4].map(|token| Sampled { token: Some(token), logprobs: None });
@@ -163,7 +169,7 @@ mod tests {
 
         events.clear();
         scheduler.is_moving = true;
-        scheduler.abandon(plan, now, &mut events);
+        scheduler.abandon(plan, &"a test".into(), now, &mut events);
         let ended = events.iter().map(|event| match event {
             Event::Finished { id, reason: FinishReason::Failed, .. } => *id,
             other => panic!("{other:?}"),
@@ -171,7 +177,7 @@ mod tests {
         assert_eq!(ended.collect::<HashSet<_>>(), (0..5).map(|i| first.choice(i)).collect());
         assert!(scheduler.is_idle());
         assert_eq!((scheduler.books().free, scheduler.stats().snapshots), (limits.blocks, 0));
-        scheduler.submit(request, now).unwrap();
+        scheduler.submit(&[request], now).unwrap();
         assert!(scheduler.plan(now).is_some());
     }
 }

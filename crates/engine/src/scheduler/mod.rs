@@ -1,9 +1,13 @@
 //! The only one that moves sequences: decides what runs, and takes in what came of it.
 
+mod admit;
+mod audit;
+mod bounds;
 mod commit;
 mod plan;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Instant;
 
 use exotherm_kernels::{BLOCK, Limits, Program};
@@ -15,12 +19,11 @@ use crate::prefix::{Chain, chained};
 use crate::request::{Event, FinishReason, Request, RequestId};
 use crate::sequence::{Rank, Sequence};
 use crate::snapshots::SnapshotPool;
+pub(crate) use bounds::Bounds;
 pub(crate) use plan::{Plan, StateCopy};
 
 /// Steps of waiting that a level of priority is worth.
 const AGEING_STEPS: i64 = 64;
-/// The highest level of priority and, negative, the lowest: nobody waits for more than twice so many levels.
-const MOST_PRIORITY: i32 = 100;
 
 /// What the scheduler has at the moment, and has done so far.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -31,10 +34,16 @@ pub struct SchedulerStats {
     pub steps: u64,
     /// Times that a sequence gave its blocks back to others.
     pub preemptions: u64,
-    /// Tokens of all prompts that began to run.
+    /// Tokens of all prompts that began to run; a prompt of several choices counts once, unless it had to be read again.
     pub prompt_tokens: u64,
     /// Those of them whose state was there already.
     pub cached_tokens: u64,
+    /// Those of them that are texts to be embedded, of which no state is ever used again.
+    pub embedded_tokens: u64,
+    /// Choices that began where the first of their request was, and the tokens of their prompts. These are in no other
+    /// number.
+    pub forks: u64,
+    pub forked_tokens: u64,
     pub books: Books,
     /// Recurrent states that are remembered, and that there is room for.
     pub snapshots: usize,
@@ -43,6 +52,7 @@ pub struct SchedulerStats {
 
 pub(crate) struct Scheduler {
     sizes: Sizes,
+    bounds: Bounds,
     chain: Chain,
     pool: BlockPool,
     snapshots: SnapshotPool,
@@ -64,10 +74,7 @@ pub(crate) struct Scheduler {
 }
 
 struct Sizes {
-    ctx: usize,
     chunk: usize,
-    queue: usize,
-    vocab: usize,
     blocks: usize,
     snapshots: usize,
     snapshot_stride: usize,
@@ -79,10 +86,7 @@ impl Scheduler {
     pub fn new(program: &Program, config: &EngineConfig, limits: &Limits) -> Scheduler {
         let is_recurrent = !program.state().recurrent.is_empty();
         let sizes = Sizes {
-            ctx: config.ctx,
             chunk: config.chunk,
-            queue: config.queue,
-            vocab: program.vocab(),
             blocks: limits.blocks,
             snapshots: if is_recurrent { config.snapshots } else { 0 },
             snapshot_stride: config.snapshot_stride,
@@ -90,6 +94,7 @@ impl Scheduler {
             is_recurrent,
         };
         Scheduler {
+            bounds: Bounds::new(program, config, limits),
             chain: chained,
             pool: BlockPool::new(sizes.blocks),
             snapshots: SnapshotPool::new(config.max_seqs, sizes.snapshots),
@@ -111,34 +116,24 @@ impl Scheduler {
         self.chain = chain;
     }
 
-    fn check(&self, request: &Request) -> Result<(), EngineError> {
-        request.check(self.sizes.ctx, self.sizes.vocab)?;
-        let (prompt, max_tokens) = (request.prompt.len(), request.max_tokens);
-        // The last token is never run.
-        let (need, blocks) = (self.blocks_for(prompt + max_tokens - 1), self.sizes.blocks);
-        if need > blocks {
-            return Err(EngineError::TooManyBlocks { prompt, max_tokens, need, blocks });
-        }
-        if request.priority.unsigned_abs() > MOST_PRIORITY as u32 {
-            return Err(EngineError::Priority { priority: request.priority, most: MOST_PRIORITY });
-        }
-        Ok(())
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
     }
 
-    /// Queues a request, a sequence for each of its choices; gives the name of the first.
-    pub fn submit(&mut self, request: Request, now: Instant) -> Result<RequestId, EngineError> {
-        let (running, waiting, queue) = (self.running.len(), self.waiting.len(), self.sizes.queue);
-        let (n, most) = (request.n, self.places.len().saturating_add(queue));
-        if !(1..=most).contains(&n) {
-            return Err(EngineError::Choices { n, most });
-        }
-        self.check(&request)?;
-        if running + waiting + n > most {
-            return Err(EngineError::QueueFull { running, waiting, queue });
-        }
+    /// Queues requests, all of them or none, a sequence for each of their choices; gives the name of the first choice of
+    /// each.
+    pub fn submit(&mut self, requests: &[Request], now: Instant) -> Result<Vec<RequestId>, EngineError> {
+        requests.iter().try_for_each(|request| self.bounds.check(request))?;
+        let (running, waiting) = (self.running.len(), self.waiting.len());
+        let choices = requests.iter().map(|request| request.n).fold(0, usize::saturating_add);
+        self.bounds.check_room(running, waiting, choices)?;
+        Ok(self.moving(|this| requests.iter().map(|request| this.queue(request, now)).collect()))
+    }
+
+    fn queue(&mut self, request: &Request, now: Instant) -> RequestId {
         let first = RequestId(self.last_id + 1);
         let since = self.counts.steps as i64 - i64::from(request.priority) * AGEING_STEPS;
-        for i in 0..n {
+        for i in 0..request.n {
             let id = first.choice(i);
             let mut choice = request.clone();
             choice.sampling.seed = choice.sampling.seed.wrapping_add(i as u64);
@@ -146,8 +141,21 @@ impl Scheduler {
             sequence.leader = (i > 0).then_some(first);
             self.wait(sequence);
         }
-        self.last_id += n as u64;
-        Ok(first)
+        self.last_id += request.n as u64;
+        first
+    }
+
+    /// Moves things; a panic meanwhile leaves them nowhere, and that is remembered.
+    fn moving<T>(&mut self, act: impl FnOnce(&mut Scheduler) -> T) -> T {
+        let before = std::mem::replace(&mut self.is_moving, true);
+        let result = act(self);
+        self.is_moving = before;
+        result
+    }
+
+    /// Whether something panicked while things were being moved.
+    pub fn broke_off(&self) -> bool {
+        self.is_moving
     }
 
     fn wait(&mut self, sequence: Sequence) {
@@ -164,7 +172,7 @@ impl Scheduler {
 
     /// Ends a request that waits or runs, with everything it has.
     pub fn cancel(&mut self, id: RequestId, now: Instant) -> Option<Event> {
-        self.end_named(id, FinishReason::Cancelled, now)
+        self.moving(|this| this.end_named(id, FinishReason::Cancelled, now))
     }
 
     /// Ends the requests whose deadlines have passed.
@@ -172,7 +180,7 @@ impl Scheduler {
         let is_late = |s: &&Sequence| s.deadline.is_some_and(|deadline| deadline <= now);
         while let Some(late) = self.waiting.iter().chain(self.places.iter().flatten()).find(is_late) {
             let id = late.id;
-            events.extend(self.end_named(id, FinishReason::Deadline, now));
+            events.extend(self.moving(|this| this.end_named(id, FinishReason::Deadline, now)));
         }
     }
 
@@ -180,18 +188,18 @@ impl Scheduler {
         if let Some(i) = self.waiting.iter().position(|s| s.id == id) {
             let stats = self.waiting.remove(i)?.stats(now);
             self.free_followers(id);
-            return Some(Event::Finished { id, reason, stats });
+            return Some(Event::Finished { id, reason, stats, fault: None });
         }
         let place = self.places.iter().position(|p| p.as_ref().is_some_and(|s| s.id == id))?;
-        let event = self.end(place as u32, reason, now);
+        let event = self.end(place as u32, reason, None, now);
         self.audit();
         Some(event)
     }
 
-    fn end(&mut self, place: u32, reason: FinishReason, now: Instant) -> Event {
+    fn end(&mut self, place: u32, reason: FinishReason, fault: Option<Arc<str>>, now: Instant) -> Event {
         let sequence = self.take_out(place);
         self.free_followers(sequence.id);
-        Event::Finished { id: sequence.id, reason, stats: sequence.stats(now) }
+        Event::Finished { id: sequence.id, reason, stats: sequence.stats(now), fault }
     }
 
     /// Other choices of the same prompt need not wait for this one any more.
@@ -219,9 +227,21 @@ impl Scheduler {
 
     /// Lets everything be forgotten that no running sequence uses.
     pub fn forget_prefixes(&mut self) {
-        self.pool.forget_cached();
-        self.snapshots.forget_all();
-        self.audit();
+        self.moving(|this| {
+            this.pool.forget_cached();
+            this.snapshots.forget_all();
+            this.audit();
+        });
+    }
+
+    pub fn has(&self, id: RequestId) -> bool {
+        self.waiting.iter().chain(self.places.iter().flatten()).any(|s| s.id == id)
+    }
+
+    /// Spoils the books.
+    #[cfg(test)]
+    pub fn lose_a_block(&mut self) {
+        self.pool.take();
     }
 
     #[cfg(test)]
@@ -266,19 +286,6 @@ impl Scheduler {
             snapshots: self.snapshots.kept(),
             snapshots_total: self.snapshots.total(),
             ..self.counts
-        }
-    }
-
-    /// Goes through all books, in debug builds.
-    fn audit(&self) {
-        if cfg!(debug_assertions) {
-            self.pool.audit(self.places.iter().flatten().map(|s| s.blocks.as_slice()));
-            self.snapshots.audit();
-            assert_eq!(self.running.len(), self.places.iter().flatten().count(), "a sequence is lost");
-            assert!(self.waiting.iter().all(|s| s.blocks.is_empty()), "who waits has no blocks");
-            let ranks = || self.waiting.iter().map(|s| s.rank);
-            assert!(ranks().zip(ranks().skip(1)).all(|(before, after)| before < after), "out of order");
-            assert!(self.running.windows(2).all(|w| self.at(w[0]).rank < self.at(w[1]).rank), "out of order");
         }
     }
 }

@@ -5,8 +5,6 @@ use std::time::Instant;
 use exotherm_kernels::{BLOCK, Batch};
 
 use super::Scheduler;
-use crate::blocks::PrefixId;
-use crate::sequence::Sequence;
 
 /// The unit of work: tokens `start..start + len` of a sequence. A piece of a prompt and a decoded token are
 /// the same thing; the sequence whose last token is in it gets a new one.
@@ -67,7 +65,7 @@ impl Plan {
         &self.rows
     }
 
-    /// In the order of their logits.
+    /// Several of them may be of the same logits.
     pub fn samples(&self) -> &[Sample] {
         &self.samples
     }
@@ -140,7 +138,7 @@ impl Scheduler {
     }
 
     /// Of the next `most` tokens that a sequence has to run, those that there are blocks for.
-    fn fitting(&self, place: u32, most: usize) -> usize {
+    pub(super) fn fitting(&self, place: u32, most: usize) -> usize {
         if !self.sizes.has_kv {
             return most;
         }
@@ -152,14 +150,14 @@ impl Scheduler {
     }
 
     /// Whether the block that a sequence writes to next, already begun, is another's, too.
-    fn shares_next(&self, place: u32) -> bool {
+    pub(super) fn shares_next(&self, place: u32) -> bool {
         let sequence = self.at(place);
         let next = sequence.blocks.get(sequence.computed / BLOCK);
         next.is_some_and(|&block| self.pool.holders(block) > 1)
     }
 
     /// Of the next `most` tokens of a sequence, those up to where a snapshot is to be made.
-    fn until_cut(&self, place: u32, most: usize) -> usize {
+    pub(super) fn until_cut(&self, place: u32, most: usize) -> usize {
         let sequence = self.at(place);
         let (start, end) = (sequence.computed, sequence.tokens.len());
         let most = most.min(end - start);
@@ -174,7 +172,7 @@ impl Scheduler {
     }
 
     /// Plans the next `len` tokens of a sequence; its block table grows to hold them.
-    fn add_row(&mut self, place: u32, len: usize, plan: &mut Plan, now: Instant) {
+    pub(super) fn add_row(&mut self, place: u32, len: usize, plan: &mut Plan, now: Instant) {
         self.own_next(place, plan);
         let (start, tokens) = (self.at(place).computed, self.at(place).tokens.len());
         let end = start + len;
@@ -193,9 +191,6 @@ impl Scheduler {
         self.plan_snapshot(place, end, plan);
         if wants_logits {
             plan.samples.push(Sample { logits: plan.logits, place });
-            if self.at(place).output().is_empty() {
-                self.plan_forks(place, plan, now);
-            }
             plan.logits += 1;
         }
     }
@@ -226,8 +221,8 @@ impl Scheduler {
         if !is_tail && end != last_boundary(sequence.tokens.len()) && !end.is_multiple_of(stride) {
             return;
         }
-        let name = sequence.name(end / BLOCK - 1, chain);
-        if let Some(same) = self.snapshots.find(name, &sequence.tokens[..end]) {
+        let seen = sequence.beginning(end / BLOCK - 1, chain);
+        if let Some(same) = self.snapshots.find(&seen) {
             self.snapshots.touch(same);
             return;
         }
@@ -236,124 +231,6 @@ impl Scheduler {
             plan.saves.push(Save { place, end, index });
             plan.after.push(StateCopy::Slot { from: place, to: self.snapshots.slot(index) });
         }
-    }
-
-    /// Lets the other choices of a prompt that is read to its end begin there, as far as there are places.
-    fn plan_forks(&mut self, from: u32, plan: &mut Plan, now: Instant) {
-        let leader = self.at(from).id;
-        while let Some(to) = self.free_place()
-            && let Some(i) = self.waiting.iter().position(|s| s.leader == Some(leader))
-            && let Some(mut follower) = self.waiting.remove(i)
-        {
-            follower.leader = None;
-            follower.started.get_or_insert(now);
-            self.count_prompt(&mut follower, self.at(from).prompt_len);
-            self.places[to as usize] = Some(follower);
-            plan.samples.push(Sample { logits: plan.logits, place: to });
-            plan.forks.push(Fork { from, to });
-            if self.sizes.is_recurrent {
-                plan.after.push(StateCopy::Slot { from, to });
-            }
-        }
-    }
-
-    /// Lets waiting requests in, in their order: nobody goes past one that has no room yet.
-    fn admit(&mut self, plan: &mut Plan, left: &mut usize, now: Instant) {
-        while *left > 0
-            && let Some(place) = self.free_place()
-            && let Some(next) = self.waiting.iter().position(|s| s.leader.is_none())
-        {
-            let (id, snapshot) = self.find_prefix(next);
-            if !self.has_room_for(next) {
-                break;
-            }
-            let Some(mut sequence) = self.waiting.remove(next) else { break };
-            let known = match snapshot {
-                Some((tokens, index)) => {
-                    self.snapshots.touch(index);
-                    plan.before.push(StateCopy::Slot { from: self.snapshots.slot(index), to: place });
-                    tokens
-                }
-                None => self.hits.len() * BLOCK,
-            };
-            self.hits.iter().for_each(|&block| self.pool.hold(block));
-            sequence.blocks.extend_from_slice(&self.hits);
-            sequence.computed = known;
-            (sequence.prefix.registered, sequence.prefix.id) = (self.hits.len(), id);
-            self.count_prompt(&mut sequence, known);
-            self.places[place as usize] = Some(sequence);
-            self.start(place);
-            let len = self.fitting(place, self.until_cut(place, *left));
-            self.add_row(place, len, plan, now);
-            *left -= len;
-        }
-    }
-
-    /// Notes what of a prompt need not be run, when it begins for the first time.
-    fn count_prompt(&mut self, sequence: &mut Sequence, known: usize) {
-        if sequence.cached.is_none() {
-            sequence.cached = Some(known);
-            self.counts.prompt_tokens += sequence.prompt_len as u64;
-            self.counts.cached_tokens += known as u64;
-        }
-    }
-
-    /// Finds the longest beginning of a waiting sequence whose state is there, as whole blocks: `hits` are its blocks;
-    /// what is given is its name, and where there is recurrent state, the tokens and the snapshot. The last token
-    /// always runs, because its logits are wanted.
-    fn find_prefix(&mut self, waiting: usize) -> (PrefixId, Option<(usize, u32)>) {
-        self.hits.clear();
-        let sequence = &mut self.waiting[waiting];
-        // An embedding is made of what every token comes to.
-        if sequence.embedding.is_some() {
-            return (PrefixId::EMPTY, None);
-        }
-        let mut blocks = (sequence.tokens.len() - 1) / BLOCK;
-        let mut id = PrefixId::EMPTY;
-        let mut ids = id;
-        if self.sizes.has_kv {
-            for i in 0..blocks {
-                let name = sequence.name(i, self.chain);
-                let Some((block, next)) = self.pool.find(name, ids, sequence.block_tokens(i)) else { break };
-                self.hits.push(block);
-                ids = next;
-            }
-            blocks = self.hits.len();
-            id = ids;
-        }
-        if !self.sizes.is_recurrent {
-            return (id, None);
-        }
-        if self.sizes.snapshots == 0 {
-            self.hits.clear();
-            return (PrefixId::EMPTY, None);
-        }
-        let found = (1..=blocks).rev().find_map(|n| {
-            let name = sequence.name(n - 1, self.chain);
-            let index = self.snapshots.find(name, &sequence.tokens[..n * BLOCK])?;
-            Some((n * BLOCK, index))
-        });
-        let known = found.map_or(0, |(tokens, _)| tokens / BLOCK);
-        if known < self.hits.len() {
-            self.hits.truncate(known);
-            id = self.hits.last().map_or(PrefixId::EMPTY, |&block| self.pool.id(block));
-        }
-        (id, found)
-    }
-
-    /// Whether there are blocks for a waiting sequence, of which `hits` are there already, beside what the running ones
-    /// still need for their prompts and to go on for a while.
-    fn has_room_for(&self, waiting: usize) -> bool {
-        if !self.sizes.has_kv {
-            return true;
-        }
-        let unheld = self.hits.iter().filter(|&&block| self.pool.holders(block) == 0).count();
-        let wanted = self.blocks_for(self.waiting[waiting].needs(1)) - self.hits.len() + unheld;
-        let promised = self.running.iter().map(|&place| {
-            let (needs, has) = (self.at(place).needs(BLOCK), self.at(place).blocks.len());
-            self.blocks_for(needs).saturating_sub(has) + usize::from(self.shares_next(place))
-        });
-        wanted + promised.sum::<usize>() <= self.pool.available()
     }
 
     /// Lays the plan's rows out as the flat arrays that a backend reads.

@@ -1,11 +1,14 @@
 //! The scheduler against a model without kernels: random arrivals, lengths, priorities, choices, cancellations, deadlines
-//! and failures, with pools of all sizes, some much too small. Everything follows from a seed.
+//! and failures of all that a backend does, with pools of all sizes, some much too small. Everything follows from a seed,
+//! the time too: every step takes a millisecond.
 
 pub(crate) mod model;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use exotherm_kernels::{BLOCK, SampleRow};
 
@@ -75,12 +78,30 @@ struct Seldom {
     ended: HashMap<&'static str, usize>,
     preemptions: u64,
     cached_tokens: u64,
+    forks: u64,
     refused: usize,
-    failed_steps: usize,
+    /// By the kind of fault.
+    failed: [usize; Fault::KINDS],
+    /// Requests whose deadline passed while they were answered.
+    late_answers: usize,
+}
+
+/// A clock that stands still in a step.
+#[derive(Clone)]
+struct Clock {
+    begin: Instant,
+    millis: Arc<AtomicU64>,
+}
+
+impl Clock {
+    fn after(&self, millis: usize) -> Instant {
+        self.begin + Duration::from_millis(self.millis.load(Ordering::Relaxed) + millis as u64)
+    }
 }
 
 struct Simulation {
     engine: Engine,
+    clock: Clock,
     fault: Fault,
     numbers: Numbers,
     ctx: usize,
@@ -119,9 +140,12 @@ impl Simulation {
             // Five names for all beginnings.
             engine.scheduler.set_chain(|before, tokens| (before + u64::from(tokens[0])) % 5);
         }
+        let clock = Clock { begin: Instant::now(), millis: Arc::default() };
+        let engines = clock.clone();
+        engine.set_clock(Box::new(move || engines.after(0)));
         let topics = (0..4).map(|_| (0..ctx).map(|_| numbers.below(VOCAB) as u32).collect()).collect();
         let (live, seldom) = (HashMap::new(), Seldom::default());
-        Simulation { engine, fault, numbers, ctx, live, topics, seldom }
+        Simulation { engine, clock, fault, numbers, ctx, live, topics, seldom }
     }
 
     fn request(&mut self) -> Request {
@@ -142,8 +166,8 @@ impl Simulation {
         if numbers.one_in(8) {
             request.stop_tokens.push(numbers.below(VOCAB) as u32);
         }
-        if numbers.one_in(60) {
-            request.deadline = Some(Instant::now());
+        if numbers.one_in(10) {
+            request.deadline = Some(self.clock.after(numbers.below(3 * self.ctx)));
         }
         request
     }
@@ -175,9 +199,14 @@ impl Simulation {
 
     /// A step, and all that must hold after it.
     fn step(&mut self) {
-        if self.numbers.one_in(300) {
-            self.fault.set(1 + self.numbers.below(2));
-        }
+        // In most steps there is nothing to copy.
+        let fault = match self.numbers.below(1000) {
+            0..3 => 1 + self.numbers.below(Fault::KINDS - 1),
+            3..10 => Fault::COPY_PANIC,
+            _ => 0,
+        };
+        self.fault.set(fault);
+        self.clock.millis.fetch_add(1, Ordering::Relaxed);
         let before = self.engine.stats();
         let ran: Vec<_> = self.engine.scheduler.sequences().map(|s| (s.rank, s.computed)).collect();
         let stepped = catch_unwind(AssertUnwindSafe(|| match self.engine.step() {
@@ -185,26 +214,45 @@ impl Simulation {
             Err(error) => Err(error),
         }));
         self.seldom.steps += 1;
-        let events = match stepped {
-            Ok(Ok(events)) => events,
-            Ok(Err(EngineError::Backend(_))) => {
-                self.seldom.failed_steps += 1;
-                Vec::new()
+        match stepped {
+            Ok(Ok(events)) => {
+                events.iter().for_each(|event| self.hear(event));
+                let is_late = |e: &Expected| e.request.deadline.is_some_and(|at| at <= self.clock.after(0));
+                assert!(!self.live.values().any(is_late), "a deadline has passed and the request goes on");
             }
+            Ok(Err(EngineError::Backend(_))) => self.seldom.failed[fault] += 1,
             Ok(Err(error)) => panic!("{error}"),
             Err(payload) => {
                 if payload.downcast_ref::<&str>() != Some(&"a test") {
                     std::panic::resume_unwind(payload);
                 }
-                self.seldom.failed_steps += 1;
-                self.engine.fail_step();
-                Vec::new()
+                self.seldom.failed[fault] += 1;
+                self.engine.fail_step("a test");
             }
-        };
-        events.iter().for_each(|event| self.hear(event));
+        }
         self.check_progress(&before, &ran);
+        if self.seldom.steps.is_multiple_of(16) {
+            self.check_sharing();
+            self.engine.audit().expect("all is where it should be");
+        }
         assert!(self.engine.books().balance(), "{:?}", self.engine.books());
-        self.fault.set(0);
+    }
+
+    /// A block that is in two tables is in the same place of both and holds what both have said up to there.
+    fn check_sharing(&self) {
+        let mut known: HashMap<u32, (usize, &Sequence)> = HashMap::new();
+        for sequence in self.engine.scheduler.sequences() {
+            for (i, &block) in sequence.blocks.iter().enumerate() {
+                let &mut (at, other) = known.entry(block).or_insert((i, sequence));
+                assert_eq!(at, i, "{} and {} share block {block}", sequence.id, other.id);
+                let end = ((i + 1) * BLOCK).min(sequence.computed).min(other.computed);
+                assert_eq!(
+                    sequence.tokens[..end],
+                    other.tokens[..end],
+                    "block {block} is of another's tokens"
+                );
+            }
+        }
     }
 
     fn hear(&mut self, event: &Event) {
@@ -219,10 +267,11 @@ impl Simulation {
                 let here = self.engine.scheduler.sequences().find(|s| s.id == id);
                 expected.last_token = here.map(|s| (steps, s.preemptions));
             }
-            Event::Finished { id, reason, stats } => {
+            Event::Finished { id, reason, stats, ref fault } => {
                 let expected = self.live.remove(&id).expect("a request ends once");
                 assert_eq!(stats.generated, expected.generated());
                 assert!(stats.cached_tokens <= stats.prompt_tokens);
+                assert_eq!(fault.is_some(), reason == FinishReason::Failed, "who fails is told why");
                 let name = match reason {
                     FinishReason::Stop(token) => {
                         assert_eq!(token, expected.next());
@@ -235,10 +284,15 @@ impl Simulation {
                     }
                     FinishReason::Deadline => {
                         assert!(expected.request.deadline.is_some());
+                        self.seldom.late_answers += usize::from(stats.generated > 0);
                         "deadline"
                     }
                     FinishReason::Cancelled => "cancelled",
-                    FinishReason::Failed => "failed",
+                    FinishReason::Failed => {
+                        let is_own = fault.as_ref().is_some_and(|why| why.contains("not numbers"));
+                        self.seldom.failed[Fault::NOT_NUMBERS] += usize::from(is_own);
+                        "failed"
+                    }
                 };
                 *self.seldom.ended.entry(name).or_default() += 1;
             }
@@ -254,10 +308,8 @@ impl Simulation {
         {
             assert!(sequence.computed > computed, "the first of all has not got on");
         }
-        // The other choices of a prompt begin with the first.
-        let is_fork = |s: &&Sequence| s.cached == Some(s.prompt_len);
         let is_new = |s: &&Sequence| ran.iter().all(|(rank, _)| *rank != s.rank);
-        let let_in = scheduler.sequences().filter(|s| is_new(s) && !is_fork(s)).map(|s| s.rank).max();
+        let let_in = scheduler.sequences().filter(is_new).map(|s| s.rank).max();
         let passed = scheduler.waiting().filter(|s| s.leader.is_none()).map(|s| s.rank).min();
         if let (Some(let_in), Some(passed)) = (let_in, passed) {
             assert_eq!(now.preemptions, before.preemptions, "who made room is let in at once");
@@ -302,15 +354,22 @@ impl Simulation {
         assert!(self.live.is_empty(), "{:?} never ended", self.live.keys());
         let stats = self.engine.stats();
         assert_eq!((stats.books.used, stats.running, stats.waiting), (0, 0, 0));
+        assert_eq!(self.engine.audit(), Ok(()));
         (self.seldom.preemptions, self.seldom.cached_tokens) = (stats.preemptions, stats.cached_tokens);
+        self.seldom.forks = stats.forks;
         self.seldom
     }
 }
 
+/// Simulations in a usual run of the tests, of about a thousand steps each; `EXOTHERM_SIMULATIONS` asks for more.
+const SIMULATIONS: u64 = 300;
+
 #[test]
-fn a_million_steps() {
+fn whatever_comes_in_whatever_order() {
+    let asked = std::env::var("EXOTHERM_SIMULATIONS").ok().map(|n| n.parse().expect("a number"));
+    let simulations = asked.unwrap_or(SIMULATIONS);
     let mut all = Seldom::default();
-    for seed in 0..1000 {
+    for seed in 0..simulations {
         let seldom = match catch_unwind(|| Simulation::new(seed, Omission::Nothing).run(1000)) {
             Ok(seldom) => seldom,
             Err(panic) => {
@@ -321,13 +380,17 @@ fn a_million_steps() {
         all.steps += seldom.steps;
         all.preemptions += seldom.preemptions;
         all.cached_tokens += seldom.cached_tokens;
+        all.forks += seldom.forks;
         all.refused += seldom.refused;
-        all.failed_steps += seldom.failed_steps;
+        all.late_answers += seldom.late_answers;
+        all.failed.iter_mut().zip(seldom.failed).for_each(|(sum, n)| *sum += n);
         seldom.ended.iter().for_each(|(name, n)| *all.ended.entry(name).or_default() += n);
     }
     println!("{all:?}");
-    assert!(all.steps >= 1_000_000);
-    assert!(all.preemptions > 1000 && all.cached_tokens > 100_000 && all.failed_steps > 1000, "{all:?}");
+    assert!(all.steps >= 1000 * simulations);
+    assert!(all.preemptions > simulations && all.cached_tokens > 100 * simulations, "{all:?}");
+    assert!(all.forks > simulations && all.late_answers > 100, "{all:?}");
+    assert!(all.failed[1..].iter().all(|&n| n > 50), "{all:?}");
     for end in ["stop", "length", "deadline", "cancelled", "failed"] {
         assert!(all.ended.get(end).is_some_and(|&n| n > 100), "{end}: {all:?}");
     }

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use exotherm_kernels::backend::{check_batch, row_of_logits};
 use exotherm_kernels::{
-    BLOCK, Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program, ProgramBuilder, Span,
+    BLOCK, Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program, ProgramBuilder,
+    SampleRow, Sampled, Span, sampling,
 };
 
 pub const VOCAB: usize = 7;
@@ -67,15 +68,32 @@ impl Seen {
 pub struct Fault(Arc<AtomicUsize>);
 
 impl Fault {
-    pub const ERROR: usize = 1;
-    pub const PANIC: usize = 2;
+    pub const RUN_ERROR: usize = 1;
+    pub const RUN_PANIC: usize = 2;
+    pub const COPY_PANIC: usize = 3;
+    pub const SAMPLE_ERROR: usize = 4;
+    pub const SAMPLE_PANIC: usize = 5;
+    /// One row of logits is no numbers.
+    pub const NOT_NUMBERS: usize = 6;
+    /// The number of kinds, one of which is none.
+    pub const KINDS: usize = 7;
 
     pub fn set(&self, fault: usize) {
         self.0.store(fault, Ordering::Relaxed);
     }
 
-    fn take(&self) -> usize {
-        self.0.swap(0, Ordering::Relaxed)
+    /// Whether it is to fail in this way, for once.
+    fn strikes(&self, fault: usize) -> bool {
+        self.0.compare_exchange(fault, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    fn error() -> Result<(), BackendError> {
+        Err(BackendError::Memory { what: "a test", bytes: 0 })
+    }
+
+    fn panic() -> ! {
+        // Unlike `panic!` this tells nobody.
+        std::panic::resume_unwind(Box::new("a test"))
     }
 }
 
@@ -186,17 +204,13 @@ impl FakeExecutor {
 impl Executor for FakeExecutor {
     fn run(&mut self, batch: &Batch) -> Result<(), BackendError> {
         check_batch(&self.program, &self.limits, batch)?;
-        match self.fault.take() {
-            Fault::ERROR => {
-                self.spoil(batch);
-                return Err(BackendError::Memory { what: "a test", bytes: 0 });
-            }
-            Fault::PANIC => {
-                self.spoil(batch);
-                // Unlike `panic!` this tells nobody.
-                std::panic::resume_unwind(Box::new("a test"));
-            }
-            _ => {}
+        if self.fault.strikes(Fault::RUN_ERROR) {
+            self.spoil(batch);
+            return Fault::error();
+        }
+        if self.fault.strikes(Fault::RUN_PANIC) {
+            self.spoil(batch);
+            Fault::panic();
         }
         let mut logits = std::mem::take(&mut self.logits);
         logits.clear();
@@ -209,7 +223,22 @@ impl Executor for FakeExecutor {
             });
         }
         self.logits = logits;
+        if !self.logits.is_empty() && self.fault.strikes(Fault::NOT_NUMBERS) {
+            let row = batch.rows() % batch.logit_rows().len();
+            self.logits[row * VOCAB..][..VOCAB].fill(f32::NAN);
+        }
         Ok(())
+    }
+
+    fn sample(&mut self, rows: &[SampleRow], out: &mut Vec<Sampled>) -> Result<(), BackendError> {
+        out.clear();
+        for row in rows {
+            out.push(sampling::reference::sample(self.logits_of(row.logits)?, row));
+            if self.fault.strikes(Fault::SAMPLE_PANIC) {
+                Fault::panic();
+            }
+        }
+        if self.fault.strikes(Fault::SAMPLE_ERROR) { Fault::error() } else { Ok(()) }
     }
 
     fn run_ops(&mut self, batch: &Batch, _ops: Range<usize>) -> Result<(), BackendError> {
@@ -229,6 +258,9 @@ impl Executor for FakeExecutor {
     }
 
     fn copy_block(&mut self, from: u32, to: u32) {
+        if self.fault.strikes(Fault::COPY_PANIC) {
+            Fault::panic();
+        }
         if self.omits == Omission::BlockCopies {
             return;
         }
@@ -237,6 +269,9 @@ impl Executor for FakeExecutor {
     }
 
     fn copy_slot(&mut self, from: u32, to: u32) {
+        if self.fault.strikes(Fault::COPY_PANIC) {
+            Fault::panic();
+        }
         if self.omits != Omission::SlotCopies {
             self.slots[to as usize] = self.slots[from as usize];
         }

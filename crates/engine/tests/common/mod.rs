@@ -4,7 +4,9 @@
 
 use std::collections::HashMap;
 
-use exotherm_engine::{Engine, EngineConfig, Event, FinishReason, Request, RequestId, RequestStats};
+use exotherm_engine::{
+    Engine, EngineConfig, Event, FinishReason, MemoryPlan, Request, RequestId, RequestStats, TokenLogprobs,
+};
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::ops::{
     Attention, ChannelMix, Embed, GroupedLinear, Head, LinearResidual, Lora, LoraPair, NormLinear,
@@ -21,12 +23,13 @@ const HEAD_DIM: usize = 6;
 /// Records a program whose weights come from a small generator.
 struct Recorder {
     builder: ProgramBuilder,
+    width: usize,
     state: u64,
 }
 
 impl Recorder {
     fn new(seed: u64) -> Recorder {
-        Recorder { builder: ProgramBuilder::new(), state: seed }
+        Recorder { builder: ProgramBuilder::new(), width: WIDTH, state: seed }
     }
 
     /// Numbers in [-scale, scale).
@@ -55,8 +58,8 @@ impl Recorder {
     }
 
     fn embedding(&mut self, norm: Option<Norm>) -> Buf {
-        let x = self.builder.buffer("x", WIDTH);
-        let table = self.matrix("embedding", VOCAB, WIDTH);
+        let x = self.builder.buffer("x", self.width);
+        let table = self.matrix("embedding", VOCAB, self.width);
         self.builder.push(Embed { table, scale: 1.0, positions: None, norm, out: x });
         x
     }
@@ -106,25 +109,25 @@ impl Recorder {
     }
 
     /// Time mixing and channel mixing of RWKV-7.
-    fn recurrent_layer(&mut self, x: Buf) {
-        let (heads, hidden) = (3, 20);
-        let size = WIDTH / heads;
-        let (time_shift, wkv) = (self.builder.recurrent(WIDTH), self.builder.recurrent(heads * size * size));
-        let channel_shift = self.builder.recurrent(WIDTH);
-        let mixed = self.builder.buffer("mixed", 6 * WIDTH);
-        let (norm, mix) = (self.norm(NormKind::Layer, WIDTH), self.vector(6 * WIDTH, 0.5));
+    fn recurrent_layer(&mut self, x: Buf, heads: usize, hidden: usize) {
+        let width = self.width;
+        let size = width / heads;
+        let (time_shift, wkv) = (self.builder.recurrent(width), self.builder.recurrent(heads * size * size));
+        let channel_shift = self.builder.recurrent(width);
+        let mixed = self.builder.buffer("mixed", 6 * width);
+        let (norm, mix) = (self.norm(NormKind::Layer, width), self.vector(6 * width, 0.5));
         self.builder.push(ShiftMix { x, norm, mix, mixes: 6, state: time_shift, out: mixed });
-        let rkv = self.builder.buffer("rkv", 3 * WIDTH);
+        let rkv = self.builder.buffer("rkv", 3 * width);
         let groups = ["r", "k", "v"].iter().enumerate();
-        let groups = groups.map(|(i, name)| (i * WIDTH, self.matrix(name, WIDTH, WIDTH))).collect();
+        let groups = groups.map(|(i, name)| (i * width, self.matrix(name, width, width))).collect();
         self.builder.push(GroupedLinear { x: mixed, groups, out: rkv });
-        let wagv = self.builder.buffer("wagv", 3 * WIDTH);
+        let wagv = self.builder.buffer("wagv", 3 * width);
         let pairs = self.lora_pairs();
         self.builder.push(Lora { x: mixed, pairs, out: wagv });
         let (v_first, mixed_time) =
-            (self.builder.buffer("v_first", WIDTH), self.builder.buffer("time", WIDTH));
-        let (k_k, k_a, r_k) = (self.vector(WIDTH, 0.8), self.vector(WIDTH, 1.0), self.vector(WIDTH, 0.0));
-        let norm = self.norm(NormKind::Layer, WIDTH);
+            (self.builder.buffer("v_first", width), self.builder.buffer("time", width));
+        let (k_k, k_a, r_k) = (self.vector(width, 0.8), self.vector(width, 1.0), self.vector(width, 0.0));
+        let norm = self.norm(NormKind::Layer, width);
         self.builder.push(TimeMix {
             rkv,
             wagv,
@@ -138,27 +141,27 @@ impl Recorder {
             state: wkv,
             out: mixed_time,
         });
-        let weight = self.matrix("o", WIDTH, WIDTH);
+        let weight = self.matrix("o", width, width);
         self.builder.push(LinearResidual { x: mixed_time, weight, bias: None, post_norm: None, residual: x });
         let key = self.builder.buffer("key", hidden);
-        let (norm, mix) = (self.norm(NormKind::Layer, WIDTH), self.vector(WIDTH, 0.5));
-        let weight = self.matrix("ffn.key", hidden, WIDTH);
+        let (norm, mix) = (self.norm(NormKind::Layer, width), self.vector(width, 0.5));
+        let weight = self.matrix("ffn.key", hidden, width);
         self.builder.push(ChannelMix { x, norm, mix, state: channel_shift, weight, out: key });
-        let weight = self.matrix("ffn.value", WIDTH, hidden);
+        let weight = self.matrix("ffn.value", width, hidden);
         self.builder.push(LinearResidual { x: key, weight, bias: None, post_norm: None, residual: x });
     }
 
     fn lora_pairs(&mut self) -> Vec<LoraPair> {
-        let rank = 2;
+        let (rank, width) = (2, self.width);
         let activations = [
             (Activation::Tanh, Activation::None),
             (Activation::None, Activation::Sigmoid),
             (Activation::Sigmoid, Activation::None),
         ];
         let pair = |(i, (middle, out))| {
-            let (down, up) = (self.matrix("down", rank, WIDTH), self.matrix("up", WIDTH, rank));
-            let bias = Some(self.vector(WIDTH, 0.0));
-            LoraPair { x_at: (3 + i) * WIDTH, down, middle, up, bias, out }
+            let (down, up) = (self.matrix("down", rank, width), self.matrix("up", width, rank));
+            let bias = Some(self.vector(width, 0.0));
+            LoraPair { x_at: (3 + i) * width, down, middle, up, bias, out }
         };
         activations.into_iter().enumerate().map(pair).collect()
     }
@@ -214,11 +217,16 @@ pub fn transformer_with_embedding(scale: f32) -> Program {
 
 /// One layer of RWKV-7.
 pub fn rwkv() -> Program {
-    let mut r = Recorder::new(11);
-    let norm = Some(r.norm(NormKind::Layer, WIDTH));
+    rwkv_of(WIDTH, 1, 3, 20)
+}
+
+/// So many layers of RWKV-7, of this width.
+pub fn rwkv_of(width: usize, layers: usize, heads: usize, hidden: usize) -> Program {
+    let mut r = Recorder { width, ..Recorder::new(11) };
+    let norm = Some(r.norm(NormKind::Layer, width));
     let x = r.embedding(norm);
-    r.recurrent_layer(x);
-    let (norm, weight) = (r.norm(NormKind::Layer, WIDTH), r.matrix("head", VOCAB, WIDTH));
+    (0..layers).for_each(|_| r.recurrent_layer(x, heads, hidden));
+    let (norm, weight) = (r.norm(NormKind::Layer, width), r.matrix("head", VOCAB, width));
     r.finish(x, norm, weight)
 }
 
@@ -228,7 +236,7 @@ pub fn hybrid() -> Program {
     let x = r.embedding(None);
     let rope = r.rope();
     r.attention_layer(x, rope);
-    r.recurrent_layer(x);
+    r.recurrent_layer(x, 3, 20);
     let (norm, weight) = (r.norm(NormKind::Rms, WIDTH), r.matrix("head", VOCAB, WIDTH));
     r.finish(x, norm, weight)
 }
@@ -274,6 +282,8 @@ pub fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
 #[derive(Default)]
 pub struct Heard {
     pub tokens: HashMap<RequestId, Vec<u32>>,
+    /// Of each of the tokens, where they were asked for.
+    pub logprobs: HashMap<RequestId, Vec<Option<Box<TokenLogprobs>>>>,
     pub ends: HashMap<RequestId, (FinishReason, RequestStats)>,
 }
 
@@ -286,19 +296,20 @@ impl Heard {
     pub fn step(&mut self, engine: &mut Engine) {
         for event in engine.step().expect("the step runs") {
             match *event {
-                Event::Token { id, token, index, .. } => {
+                Event::Token { id, token, index, ref logprobs } => {
+                    self.logprobs.entry(id).or_default().push(logprobs.clone());
                     let tokens = self.tokens.entry(id).or_default();
                     assert_eq!(index, tokens.len(), "tokens come in order");
                     assert!(!self.ends.contains_key(&id), "nothing comes after the end");
                     tokens.push(token);
                 }
-                Event::Finished { id, reason, stats } => {
+                Event::Finished { id, reason, stats, .. } => {
                     assert_eq!(stats.generated, self.tokens(id).len(), "the count is the tokens told");
                     assert!(self.ends.insert(id, (reason, stats)).is_none(), "a request ends once");
                 }
             }
         }
-        assert!(engine.books().balance(), "the books balance");
+        assert_eq!(engine.audit(), Ok(()));
     }
 
     pub fn finish(&mut self, engine: &mut Engine) {
@@ -319,11 +330,31 @@ pub fn alone_on(backend: &dyn Backend, program: &Program, ctx: usize, request: &
 
 /// The same in an engine that does nothing else and remembers nothing.
 pub fn alone_in(engine: &mut Engine, request: &Request) -> Vec<u32> {
+    heard_alone(engine, request).0
+}
+
+/// The same with the log-probabilities of each token.
+pub fn heard_alone(engine: &mut Engine, request: &Request) -> (Vec<u32>, Vec<Option<Box<TokenLogprobs>>>) {
     assert!(engine.is_idle());
     engine.forget_prefixes();
     let mut heard = Heard::default();
     let id = engine.submit(request.clone()).expect("the request is fine");
     heard.finish(engine);
     assert_eq!(heard.ends[&id].1.cached_tokens, 0);
-    heard.tokens(id)
+    (heard.tokens(id), heard.logprobs.remove(&id).unwrap_or_default())
+}
+
+/// Physical memory that the process has.
+#[cfg(target_os = "linux")]
+pub fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("this is Linux");
+    let pages: usize = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("a number");
+    4096 * pages
+}
+
+/// Asserts that the plan is what was taken, within a tenth.
+pub fn assert_planned(used: usize, plan: &MemoryPlan) {
+    let off = used as f64 / plan.total() as f64 - 1.0;
+    println!("{used} bytes are in use, planned were\n{plan}");
+    assert!(off.abs() < 0.1, "{used} bytes are in use, {:.1} % off the plan\n{plan}", 100.0 * off);
 }

@@ -5,16 +5,13 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::ops::Range;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use exotherm_engine::{Engine, EngineConfig, EngineHandle};
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{
-    Backend, BackendError, Batch, Executor, Limits, MemoryUse, Place, Program, SampleRow, Sampled,
-};
+use exotherm_kernels::{BackendError, Batch, Executor, Wrapped, Wrapper};
 use exotherm_models::{LoadOptions, load};
 use exotherm_server::{Config, Facts, ServedModel, Server};
 use exotherm_tokenizer::Tokenizer;
@@ -26,64 +23,20 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 const VOCAB: usize = 113;
 
 /// The reference backend with a pause in every step, so that there is time for something to happen.
-struct Slow(Duration);
+struct Slow(Box<dyn Executor>, Duration);
 
-struct SlowExecutor(Box<dyn Executor>, Duration);
-
-impl Backend for Slow {
-    fn name(&self) -> &'static str {
-        "slow"
+impl Wrapper for Slow {
+    fn inner(&self) -> &dyn Executor {
+        self.0.as_ref()
     }
 
-    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
-        ReferenceBackend.memory(program, limits)
-    }
-
-    fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
-        Ok(Box::new(SlowExecutor(ReferenceBackend.compile(program, limits)?, self.0)))
-    }
-}
-
-impl Executor for SlowExecutor {
-    fn run_ops(&mut self, batch: &Batch, ops: Range<usize>) -> Result<(), BackendError> {
-        self.0.run_ops(batch, ops)
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        self.0.as_mut()
     }
 
     fn run(&mut self, batch: &Batch) -> Result<(), BackendError> {
         sleep(self.1);
         self.0.run(batch)
-    }
-
-    fn logits(&self) -> &[f32] {
-        self.0.logits()
-    }
-
-    fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
-        self.0.logits_of(row)
-    }
-
-    fn sample(&mut self, rows: &[SampleRow], out: &mut Vec<Sampled>) -> Result<(), BackendError> {
-        self.0.sample(rows, out)
-    }
-
-    fn memory(&self) -> MemoryUse {
-        self.0.memory()
-    }
-
-    fn copy_block(&mut self, from: u32, to: u32) {
-        self.0.copy_block(from, to);
-    }
-
-    fn copy_slot(&mut self, from: u32, to: u32) {
-        self.0.copy_slot(from, to);
-    }
-
-    fn read(&self, place: Place) -> Vec<f32> {
-        self.0.read(place)
-    }
-
-    fn write(&mut self, place: Place, values: &[f32]) {
-        self.0.write(place, values);
     }
 }
 
@@ -131,7 +84,9 @@ fn talking_model(setup: &Setup, name: &str) -> ServedModel {
     let tokenizer = Tokenizer::from_dir(checkpoint.dir()).expect("readable").expect("a tokenizer");
     let stop_tokens = tokenizer.end_of_generation().to_vec();
     let config = EngineConfig { queue: setup.queue, ..EngineConfig::serving(CTX, setup.max_seqs) };
-    let engine = Engine::new(&program, &Slow(setup.pause), config).expect("a small engine");
+    let pause = setup.pause;
+    let backend = Wrapped::new(Box::new(ReferenceBackend), move |inner, _| Slow(inner, pause));
+    let engine = Engine::new(&program, &backend, config).expect("a small engine");
     let handle = EngineHandle::start(engine, setup.max_seqs + setup.queue).expect("a thread");
     let facts =
         Facts { kv_type: "f16".into(), backend: "reference".into(), level: "scalar".into(), threads: 1 };

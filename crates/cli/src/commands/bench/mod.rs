@@ -303,6 +303,9 @@ impl Bench<'_> {
                 return Err(Interrupted.into());
             }
             let events = self.engine.step()?;
+            if let Some(fault) = events.iter().find_map(Event::fault) {
+                bail!("{fault}");
+            }
             requests -= events.iter().filter(|event| matches!(event, Event::Finished { .. })).count();
             self.steps += 1;
             let times = self.engine.executor().op_times();

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use exotherm_engine::{Engine, Event, Request};
 use exotherm_kernels::Batch;
 
@@ -86,7 +86,11 @@ fn phase(
             return Err(Interrupted.into());
         }
         let ended = |event: &&Event| matches!(event, Event::Finished { .. });
-        running -= engine.step()?.iter().filter(ended).count();
+        let events = engine.step()?;
+        if let Some(fault) = events.iter().find_map(Event::fault) {
+            bail!("{fault}");
+        }
+        running -= events.iter().filter(ended).count();
         let times = engine.executor().op_times();
         phase.op_nanos.resize(times.len(), 0);
         phase.op_nanos.iter_mut().zip(times).for_each(|(sum, time)| *sum += time.total);
