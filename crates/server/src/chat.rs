@@ -59,7 +59,13 @@ fn messages(value: Raw, model: &ServedModel, leniency: &mut Leniency) -> Result<
         return Err(wrong_type(PARAM, "an array of messages", value));
     }
     let (mut messages, mut bytes) = (Vec::new(), 0);
+    let most = model.handle.ctx();
     each(value, |i, item| {
+        // Templates write something of every message.
+        if i == most {
+            let message = format!("{PARAM} has more entries than the context has tokens, which is {most}");
+            return Err(ApiError::param(PARAM, "context_length_exceeded", message));
+        }
         let message = message(item, &format!("{PARAM}[{i}]"), leniency)?;
         bytes += message.content.len();
         messages.push(message);

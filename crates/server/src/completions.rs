@@ -4,7 +4,7 @@ use exotherm_tokenizer::Specials;
 
 use crate::answer::{Job, Kind};
 use crate::error::ApiError;
-use crate::fields::{Fields, Raw, count, each, integer, is_array, is_number, is_string, string, wrong_type};
+use crate::fields::{Fields, Raw, count, each, is_array, is_number, is_string, string, token, wrong_type};
 use crate::generate::Prompt;
 use crate::model::{Models, ServedModel};
 use crate::params::{Leniency, MOST_LOGPROBS, Params};
@@ -104,12 +104,12 @@ fn of_text(text: Raw, model: &ServedModel, echo: bool, path: &str) -> Result<Pro
 fn of_tokens(tokens: Raw, model: &ServedModel, echo: bool, path: &str) -> Result<Prompt, ApiError> {
     let (last, ctx) = (model.handle.vocab().saturating_sub(1) as u64, model.handle.ctx());
     let mut ids = Vec::new();
-    each(tokens, |i, token| {
+    each(tokens, |i, id| {
         if i == ctx {
             let message = format!("{path} has more tokens than the context, which is {ctx}");
             return Err(ApiError::param(path, "context_length_exceeded", message));
         }
-        ids.push(integer(token, &format!("{path}[{i}]"), 0, last)? as u32);
+        ids.push(token(id, path, i, last)?);
         Ok(())
     })?;
     let text = if echo { model.tokenizer.decode(&ids, true) } else { Ok(String::new()) };

@@ -193,6 +193,14 @@ pub fn integer(value: Raw, path: &str, least: i64, most: u64) -> Result<i128, Ap
     Err(ApiError::param(path, "invalid_type", message))
 }
 
+/// A token's number, at the place `index` of the array at `path`; `last` is the highest there is.
+pub fn token(value: Raw, path: &str, index: usize, last: u64) -> Result<u32, ApiError> {
+    match value.get().parse::<u32>() {
+        Ok(id) if u64::from(id) <= last => Ok(id),
+        _ => integer(value, &format!("{path}[{index}]"), 0, last).map(|id| id as u32),
+    }
+}
+
 fn out_of_range(path: &str, value: Raw, least: impl fmt::Display, most: impl fmt::Display) -> ApiError {
     let message = format!("{path} is {}, it must be between {least} and {most}", shortened(value.get()));
     ApiError::param(path, "invalid_value", message)

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::body::Holds;
 use crate::error::ApiError;
-use crate::fields::{Fields, each, integer, is_array, wrong_type};
+use crate::fields::{Fields, each, is_array, token, wrong_type};
 use crate::model::{Models, ServedModel};
 use crate::params::Leniency;
 
@@ -68,8 +68,8 @@ pub fn detokenize(body: &[u8], models: &Models, lenient: bool) -> Result<Said, A
     leniency.finish(fields, &[])?;
     let last = model.tokenizer.vocab_size().saturating_sub(1) as u64;
     let (mut ids, mut bytes) = (Vec::new(), 0);
-    each(tokens, |i, token| {
-        let id = integer(token, &format!("{TOKENS}[{i}]"), 0, last)? as u32;
+    each(tokens, |i, id| {
+        let id = token(id, TOKENS, i, last)?;
         bytes += model.tokenizer.piece(id).map_or(0, <[u8]>::len);
         if bytes > MOST_TEXT {
             let message =

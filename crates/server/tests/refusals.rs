@@ -97,6 +97,8 @@ fn requests_stay_within_bounds() {
         reply.fails(400, Some(param), "context_length_exceeded");
         assert!(reply.text().contains("a token is 13 bytes at most"), "{}", reply.text());
     }
+    let many: Vec<Value> = (0..=CTX).map(|_| user("")).collect();
+    served.chat(&json!({ "messages": many })).fails(400, Some("messages"), "context_length_exceeded");
     let much = served.complete(&json!({ "max_tokens": CTX }));
     much.fails(400, Some("prompt"), "context_length_exceeded");
     assert!(!much.text().contains("--"), "no options of a command line: {}", much.text());
