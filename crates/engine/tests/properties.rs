@@ -32,6 +32,7 @@ fn sampling() -> impl Strategy<Value = Sampling> {
             frequency_penalty: -penalty / 2.0,
             logit_bias,
             seed,
+            vocab: usize::MAX,
         },
     )
 }

@@ -5,9 +5,12 @@ use std::time::Instant;
 
 use axum::http::{Method, StatusCode};
 
+use crate::app::App;
+use crate::body::{Room, Share};
 use crate::error::ApiError;
 use crate::generate::Choice;
-use crate::metrics::Counters;
+use crate::metrics::{Counters, InFlight};
+use crate::wire::{Holding, Unwritten};
 
 /// A request from its first byte to the last of its reply: dropped with the reply's body, it tells what became of it.
 pub struct Trace {
@@ -18,6 +21,11 @@ pub struct Trace {
     began: Instant,
     facts: Mutex<Facts>,
     counters: Arc<Counters>,
+    in_flight: Option<InFlight>,
+    room: Arc<Room>,
+    /// Memory that the reply takes until it is written.
+    shares: Mutex<Vec<Share>>,
+    unwritten: Arc<Unwritten>,
 }
 
 #[derive(Default)]
@@ -32,10 +40,35 @@ struct Facts {
 }
 
 impl Trace {
-    pub fn begin(method: Method, route: &'static str, counters: Arc<Counters>) -> Arc<Trace> {
-        counters.begin();
-        let (id, began) = (crate::ids::unique("req"), Instant::now());
-        Arc::new(Trace { id, method, route, began, facts: Mutex::default(), counters })
+    pub fn begin(method: Method, route: &'static str, app: &App, unwritten: Arc<Unwritten>) -> Arc<Trace> {
+        let counters = Arc::clone(&app.counters);
+        unwritten.begin();
+        Arc::new(Trace {
+            id: crate::ids::unique("req"),
+            method,
+            route,
+            began: Instant::now(),
+            facts: Mutex::default(),
+            in_flight: Some(counters.begin()),
+            counters,
+            room: Arc::clone(&app.room),
+            shares: Mutex::default(),
+            unwritten,
+        })
+    }
+
+    /// A share of the memory that there is for requests and replies, with nothing in it.
+    pub fn share(&self) -> Share {
+        Share::new(&self.room)
+    }
+
+    pub fn most_held(&self) -> usize {
+        self.room.most
+    }
+
+    /// Counts memory as taken until the reply is written.
+    pub fn hold(&self, share: Share) {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner).push(share);
     }
 
     fn note(&self, change: impl FnOnce(&mut Facts)) {
@@ -51,16 +84,27 @@ impl Trace {
     }
 
     pub fn failed(&self, error: &ApiError) {
+        self.counters.refused(error.code.unwrap_or("other"));
         self.note(|facts| {
             facts.finish = error.code;
             facts.error = Some(error.message.clone());
         });
     }
 
-    pub fn finished(&self, choices: &[Choice]) {
+    /// Texts of so many tokens were embedded.
+    pub fn embedded(&self, tokens: usize) {
         self.note(|facts| {
-            facts.prompt_tokens = choices.iter().map(|c| c.stats.prompt_tokens).sum();
-            facts.cached_tokens = choices.iter().map(|c| c.stats.cached_tokens).sum();
+            facts.prompt_tokens = tokens;
+            facts.finish = Some("embedded");
+        });
+    }
+
+    /// All choices are there; so many belong to each prompt, which is counted once.
+    pub fn finished(&self, choices: &[Choice], per_prompt: usize) {
+        self.note(|facts| {
+            let firsts = || choices.iter().step_by(per_prompt);
+            facts.prompt_tokens = firsts().map(|c| c.stats.prompt_tokens).sum();
+            facts.cached_tokens = firsts().map(|c| c.stats.cached_tokens).sum();
             facts.generated = choices.iter().map(|c| c.tokens).sum();
             facts.finish = choices.first().and_then(|c| c.finish).map(|finish| finish.name());
         });
@@ -69,6 +113,10 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
+        if let Some(in_flight) = self.in_flight.take() {
+            let shares = std::mem::take(self.shares.get_mut().unwrap_or_else(PoisonError::into_inner));
+            self.unwritten.made(Holding { _in_flight: in_flight, _shares: shares });
+        }
         let facts = self.facts.get_mut().unwrap_or_else(PoisonError::into_inner);
         self.counters.end(self.route, facts.status);
         if !self.counters.logs {
