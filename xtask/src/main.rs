@@ -18,8 +18,8 @@ Usage: cargo xtask <COMMAND>
 
 Commands:
   test [--offline] [--heavy]  format check, clippy, tidy checks and all tests, after fetching what they need
-                              --offline  leave out what needs a network: tests on real weights, and the server under
-                                         OpenAI's Python client (and say so)
+                              --offline  leave out what needs a network: tests on real weights, and of the server
+                                         with a real model (and say so)
                               --heavy    also the tests on gemma3-270m, 253 MB
   tidy                        the checks of the source tree alone: lengths, layering, words that must not be there
   golden [FILTER]             make the golden models and vectors anew in a Python environment of their own
@@ -32,6 +32,8 @@ Commands:
                               --exotherm FILE  this binary instead of building one
                               --venv DIR       this Python environment instead of making one
                               --write          keep the result in benches/PEERS.md
+  storm --minutes N           good, bad, cut-off and slow requests on a server of this machine; its memory must stay
+                              as it is and nothing may be left behind (`test` does it for one minute)
   help                        this text
 ";
 
@@ -51,6 +53,7 @@ fn run(args: &[String]) -> Result<()> {
     match args.as_slice() {
         ["test", options @ ..] => test(TestOptions::parse(options)?),
         ["tidy"] => tidy::run(&root()),
+        ["storm", "--minutes", minutes] => storm(minutes),
         ["golden"] => golden::run(&root(), None),
         ["bench-peers", options @ ..] => peers::run(&root(), &peers::Options::parse(options)?),
         ["golden", filter] => golden::run(&root(), Some(filter)),
@@ -114,20 +117,35 @@ fn test(options: TestOptions) -> Result<()> {
     }
     step("tests", &mut cargo(&["test", "--workspace", "--features", features]))?;
     if options.offline {
-        println!("SKIPPED: the server under OpenAI's client and in a storm (--offline)");
+        println!(
+            "SKIPPED: the server under OpenAI's client, made-up requests, a browser and a storm (--offline)"
+        );
         return Ok(());
     }
-    step("the binary", &mut cargo(&["build", "--quiet", "--package", "exotherm-cli"]))?;
+    let exotherm = development_binary()?;
     say("the server under OpenAI's client");
-    clients::openai(&root(), &development_binary(), "smollm2")?;
+    clients::openai(&root(), &exotherm, "smollm2")?;
+    say("the server under requests made up from its own description");
+    clients::fuzz(&root(), &exotherm, "smollm2")?;
+    say("the server's page in a browser");
+    clients::page(&root(), &exotherm, "smollm2")?;
     say("the server in a storm");
-    clients::storm(&root(), &development_binary(), "smollm2")
+    clients::storm(&root(), &exotherm, "smollm2", clients::STORM_S)
 }
 
-/// Where cargo puts the binary that it builds for development.
-fn development_binary() -> PathBuf {
+/// A storm that lasts as long as somebody wants to look at it.
+fn storm(minutes: &str) -> Result<()> {
+    let minutes: u32 = minutes.parse().context("--minutes is a whole number")?;
+    let seconds = minutes.checked_mul(60).context("so many minutes cannot be counted")?;
+    fetch("smollm2")?;
+    clients::storm(&root(), &development_binary()?, "smollm2", seconds)
+}
+
+/// The binary as cargo builds it for development.
+fn development_binary() -> Result<PathBuf> {
+    step("the binary", &mut cargo(&["build", "--quiet", "--package", "exotherm-cli"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    root().join(target).join("debug").join(format!("exotherm{}", std::env::consts::EXE_SUFFIX))
+    Ok(root().join(target).join("debug").join(format!("exotherm{}", std::env::consts::EXE_SUFFIX)))
 }
 
 /// Puts a model into the user's model cache, which the tests on real weights read.
