@@ -13,8 +13,6 @@ use crate::model::Models;
 
 /// What is counted over HTTP.
 pub struct Counters {
-    /// Whether each request is told in a line.
-    pub logs: bool,
     /// Requests whose reply is not written yet.
     in_flight: AtomicUsize,
     pub connections: AtomicUsize,
@@ -25,7 +23,6 @@ pub struct Counters {
 impl Counters {
     pub fn new() -> Counters {
         Counters {
-            logs: exotherm_observe::wants_requests(),
             in_flight: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             replies: Mutex::default(),

@@ -12,6 +12,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 use hyper::body::{Frame, SizeHint};
 use serde_json::{Value, json};
+use tracing::{Instrument, info_span};
 
 use crate::answer::Job;
 use crate::app::App;
@@ -19,7 +20,7 @@ use crate::error::{ApiError, json_response};
 use crate::model::Models;
 use crate::params::with_warning;
 use crate::trace::Trace;
-use crate::{body, chat, completions, embeddings, metrics, text};
+use crate::{body, chat, completions, embeddings, metrics, spans, text};
 
 const PAGE: &str = include_str!("page.html");
 const OPENAPI: &str = include_str!("openapi.json");
@@ -68,6 +69,7 @@ pub fn router(app: Arc<App>) -> Router {
 async fn around(State(app): Shared, mut request: Request, next: Next) -> Reply {
     let route = route_of(request.uri().path());
     let trace = Trace::begin(request.method().clone(), route, Arc::clone(&app.counters));
+    spans::join(&trace.span, request.headers());
     let origin = request.headers().get(header::ORIGIN).filter(|origin| app.origins.allows(origin)).cloned();
     let mut response = match admit(&app, route, &request) {
         Err(error) => {
@@ -77,7 +79,7 @@ async fn around(State(app): Shared, mut request: Request, next: Next) -> Reply {
         Ok(()) if origin.is_some() && is_preflight(&request) => preflight(),
         Ok(()) => {
             request.extensions_mut().insert(Arc::clone(&trace));
-            next.run(request).await
+            next.run(request).instrument(trace.span.clone()).await
         }
     };
     trace.status(response.status());
@@ -266,7 +268,8 @@ async fn read<T: Send + 'static>(app: &Arc<App>, request: Request, of: Reader<T>
     let config = &app.config;
     let body = body::read(request, config.max_body_bytes, config.body_timeout, &app.room).await?;
     let app = Arc::clone(app);
-    let work = move || of(&body.bytes, app.models()?, app.config.lenient);
+    let span = info_span!(target: exotherm_observe::REQUESTS, "read");
+    let work = move || span.in_scope(|| of(&body.bytes, app.models()?, app.config.lenient));
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|_| ApiError::internal("the request could not be read: something panicked"))?
 }
