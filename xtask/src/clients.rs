@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::python::{call, environment};
 
@@ -16,6 +16,14 @@ pub fn openai(root: &Path, exotherm: &Path, model: &str) -> Result<()> {
     let folder = root.join("xtask/clients");
     let python = environment(root, "clients-venv", &folder.join("requirements.txt"), &[])?;
     call(Command::new(python).arg(folder.join("openai_client.py")).arg(exotherm).arg(model))
+}
+
+/// A build without a feature says so instead of doing nothing.
+pub fn spans_need_their_feature(exotherm: &Path) -> Result<()> {
+    let asked = Command::new(exotherm).args(["serve", "--otlp", "http://127.0.0.1:4318"]).output()?;
+    let said = String::from_utf8_lossy(&asked.stderr);
+    ensure!(asked.status.code() == Some(2) && said.contains("--features otlp"), "--otlp without it: {said}");
+    Ok(())
 }
 
 /// Requests made up from the server's own description, right and wrong ones.

@@ -97,12 +97,14 @@ fn test(options: TestOptions) -> Result<()> {
     step("format", &mut cargo(&["fmt", "--all", "--check"]))?;
     say("tidy");
     tidy::run(&root())?;
-    let features = match (options.offline, options.heavy) {
-        (true, _) => "",
-        (false, false) => "exotherm-cli/real-weights",
-        (false, true) => "exotherm-cli/heavy-weights",
-    };
-    let with_features = ["--workspace", "--all-targets", "--features", features];
+    // What is off by default is tested as well; the binary for the tests further below is built without it.
+    let features = "exotherm-server/otlp,exotherm-cli/otlp,".to_string()
+        + match (options.offline, options.heavy) {
+            (true, _) => "",
+            (false, false) => "exotherm-cli/real-weights",
+            (false, true) => "exotherm-cli/heavy-weights",
+        };
+    let with_features = ["--workspace", "--all-targets", "--features", &features];
     step("clippy", cargo(&["clippy"]).args(with_features).args(["--quiet", "--", "-D", "warnings"]))?;
     check_licences()?;
     if options.offline {
@@ -115,7 +117,7 @@ fn test(options: TestOptions) -> Result<()> {
             println!("SKIPPED: tests on gemma3-270m (--heavy runs them)");
         }
     }
-    step("tests", &mut cargo(&["test", "--workspace", "--features", features]))?;
+    step("tests", &mut cargo(&["test", "--workspace", "--features", &features]))?;
     if options.offline {
         println!(
             "SKIPPED: the server under OpenAI's client, made-up requests, a browser and a storm (--offline)"
@@ -123,6 +125,7 @@ fn test(options: TestOptions) -> Result<()> {
         return Ok(());
     }
     let exotherm = development_binary()?;
+    clients::spans_need_their_feature(&exotherm)?;
     say("the server under OpenAI's client");
     clients::openai(&root(), &exotherm, "smollm2")?;
     say("the server under requests made up from its own description");
