@@ -12,6 +12,7 @@ import statistics
 import sys
 import threading
 import time
+import urllib.request
 
 from served import metrics, served, settle
 
@@ -43,17 +44,23 @@ ALLOWED = {
     "cut": {"left"},
     "unread": {"left"},
 }
+# Beginnings are sometimes the same and mostly not.
+WORDS = "river sea sky stone salt moon field bread glass wind rope lamp".split()
+# Parameters for requests that may go before others, if the server describes them.
+OPTIONAL = []
 PATHS = {"complete": "/v1/completions", "embed": "/v1/embeddings"}
 
 
 def body_of(kind, numbers):
     if kind == "huge":
         return b" " * (9 << 20)
-    text = "x " * numbers.randint(1, 300)
+    text = " ".join(numbers.choices(WORDS, k=numbers.randint(1, 200)))
     if kind == "embed":
         return json.dumps({"input": [text, "y"]}).encode()
     body = {"max_tokens": numbers.randint(1, 40), "ignore_eos": True}
     body |= {"prompt": text} if kind == "complete" else {"messages": [{"role": "user", "content": text}]}
+    if numbers.random() < 0.3:
+        body |= {name: numbers.randint(-2, 2) for name in OPTIONAL}
     body["stream"] = kind in ("stream", "cut", "unread")
     if kind == "many":
         body |= {"n": 3, "logprobs": True, "top_logprobs": 3, "temperature": 1.5, "stop": ["\n\n"]}
@@ -99,8 +106,23 @@ def client(address, seed, end, counts, faults):
             status = ask(address, kind, numbers)
             assert status in ALLOWED[kind], f"{kind}: {status!r}"
             counts[kind, status] += 1
+            # A little of the patience that it was asked for.
+            time.sleep(0.2 if status == "429" else 0)
         except (AssertionError, OSError) as fault:
             faults.append(f"{kind}: {fault!r}")
+
+
+def fill(url):
+    """Uses every block of the cache once, so that its memory is there from the beginning."""
+    numbers = random.Random(0)
+    blocks = sum(blocks_of(metrics(url)))
+    for _ in range(blocks * 16 // 900 + 1):
+        body = {"prompt": [numbers.randrange(1000, 40_000) for _ in range(1000)], "max_tokens": 1}
+        urllib.request.urlopen(f"{url}/v1/completions", json.dumps(body).encode(), timeout=120).read()
+
+
+def blocks_of(samples):
+    return [int(value) for name, value in samples.items() if name.startswith("exotherm_kv_blocks{")]
 
 
 def watch(url, end, faults):
@@ -144,7 +166,7 @@ def check_memory(seen):
 
 def check_books(before, after):
     """Every block is where it was, and every request ended in some way."""
-    blocks = [sum(v for k, v in samples.items() if k.startswith("exotherm_kv_blocks{")) for samples in (before, after)]
+    blocks = [sum(blocks_of(samples)) for samples in (before, after)]
     assert blocks[0] == blocks[1] > 0, f"blocks were lost or made: {blocks}"
     assert after['exotherm_kv_blocks{model="m",state="used"}'] == 0
     assert after['exotherm_requests_total{model="m",outcome="failed"}'] == 0
@@ -155,7 +177,10 @@ def main():
     exotherm, model, seconds = sys.argv[1:]
     limits = ["--ctx", "1024", "--max-seqs", "8", "--queue", "16", "--memory", f"{PLANNED_MIB}M"]
     with served(exotherm, "--model", f"m={model}", *limits) as url:
+        if b'"priority"' in urllib.request.urlopen(f"{url}/openapi.json", timeout=30).read():
+            OPTIONAL.append("priority")
         before = metrics(url)
+        fill(url)
         seen = storm(url, float(seconds))
         settle(url)
         check_memory(seen)
