@@ -8,7 +8,7 @@ use crate::output::UsageError;
 #[cfg(feature = "otlp")]
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
-/// Keeps the way to a collector open. Dropped, it gives what is still to be sent a moment.
+/// The way to a collector, where there is one.
 pub struct Telemetry {
     #[cfg(feature = "otlp")]
     exporter: Option<exotherm_observe::otlp::Exporter>,
@@ -41,9 +41,10 @@ pub fn start(collector: Option<&str>) -> Result<Telemetry> {
     Ok(Telemetry {})
 }
 
-#[cfg(feature = "otlp")]
-impl Drop for Telemetry {
-    fn drop(&mut self) {
+impl Telemetry {
+    /// Gives what is still to be sent a moment.
+    pub fn finish(self) {
+        #[cfg(feature = "otlp")]
         if let Some(exporter) = &self.exporter {
             exporter.flush(std::time::Duration::from_secs(3));
         }

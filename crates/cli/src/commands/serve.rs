@@ -140,7 +140,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     server.publish(models);
     output::text(format_args!("listening at http://{}", server.address()))?;
     wait(server, args, cx);
-    drop(telemetry);
+    telemetry.finish();
     Ok(())
 }
 
