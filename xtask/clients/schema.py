@@ -12,7 +12,7 @@ import re
 KEYWORDS = {
     "$ref", "type", "enum", "const", "oneOf", "allOf", "properties", "required", "additionalProperties",
     "unevaluatedProperties", "propertyNames", "items", "minItems", "maxItems", "minimum", "maximum", "minLength",
-    "maxLength", "pattern", "default", "description", "maxProperties",
+    "maxLength", "pattern", "default", "description", "maxProperties", "if", "then",
 }  # fmt: skip
 TEXTS = ["a", "Hello there", "x " * 40, "0", "null", "Zürich", "日本", "🦀🔥", "a\u0301", "\u202e", "\t\n", '"\\/', "<|im_end|>", "{{ x }}", "\x00", "%s%n", "../../etc"]
 STRANGE = [
@@ -61,6 +61,8 @@ class Schema:
             found += [] if fitting == 1 else [f"{path}: {short(value)} fits {fitting} of the choices"]
         for part in schema.get("allOf", []):
             found += self.faults(part, value, path)
+        if "if" in schema and not self.faults(schema["if"], value, path):
+            found += self.faults(schema["then"], value, path)
         if isinstance(value, list) and "items" in schema:
             found += [fault for i, item in enumerate(value) for fault in self.faults(schema["items"], item, f"{path}[{i}]")]
         if isinstance(value, dict):

@@ -134,8 +134,8 @@ impl SamplingArgs {
             repeat_penalty: self.repeat_penalty,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
-            logit_bias: Vec::new(),
             seed: self.seed.unwrap_or_else(new_seed),
+            ..Sampling::default()
         }
     }
 }

@@ -13,16 +13,19 @@ use crate::output::INTERRUPTED;
 pub struct Interrupt {
     pressed: Arc<AtomicBool>,
     watched: Arc<AtomicBool>,
+    /// Whether an end at once is a good one: nothing was begun that others wait for.
+    harmless: Arc<AtomicBool>,
 }
 
 impl Interrupt {
     pub fn install() -> Result<Interrupt> {
-        let interrupt = Interrupt { pressed: Arc::default(), watched: Arc::default() };
+        let interrupt = Interrupt::unheard();
         let handler = interrupt.clone();
         ctrlc::set_handler(move || {
             let again = handler.pressed.swap(true, Ordering::SeqCst);
             if again || !handler.watched.load(Ordering::SeqCst) {
-                std::process::exit(i32::from(INTERRUPTED));
+                let is_harmless = !again && handler.harmless.load(Ordering::SeqCst);
+                std::process::exit(if is_harmless { 0 } else { i32::from(INTERRUPTED) });
             }
         })
         .context("cannot listen for Ctrl-C")?;
@@ -32,7 +35,16 @@ impl Interrupt {
     /// One that nothing presses.
     #[cfg(test)]
     pub fn idle() -> Interrupt {
-        Interrupt { pressed: Arc::default(), watched: Arc::default() }
+        Interrupt::unheard()
+    }
+
+    fn unheard() -> Interrupt {
+        Interrupt { pressed: Arc::default(), watched: Arc::default(), harmless: Arc::default() }
+    }
+
+    /// From now on, or no longer, the end that nobody looks at the flag for is a good one.
+    pub fn set_harmless(&self, harmless: bool) {
+        self.harmless.store(harmless, Ordering::SeqCst);
     }
 
     /// While the guard lives, someone looks at the flag.

@@ -161,6 +161,11 @@ impl EngineHandle {
         }
     }
 
+    /// Whether the engine's thread is there: not after it was shut down, and not if it died of something.
+    pub fn is_alive(&self) -> bool {
+        lock(&self.shared.thread).as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Tokens that a prompt and its answer may have together.
     pub fn ctx(&self) -> usize {
         self.shared.ctx

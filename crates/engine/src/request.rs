@@ -57,7 +57,9 @@ impl Request {
         if max_tokens == 0 {
             return Err(EngineError::NothingToGenerate);
         }
-        if prompt.checked_add(max_tokens).is_none_or(|total| total > ctx) {
+        // What comes after a text that is embedded is never run.
+        let room = if self.embedding.is_some() { ctx.saturating_add(1) } else { ctx };
+        if prompt.checked_add(max_tokens).is_none_or(|total| total > room) {
             return Err(EngineError::TooLong { prompt, max_tokens, ctx });
         }
         check_tokens(&self.prompt, vocab)?;

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::body::Holds;
 use crate::error::{ApiError, json_response};
-use crate::generate::{Choice, Logged, Progress, Prompt, Running};
+use crate::generate::{Choice, Logged, Progress, Prompt, Running, most_logged};
 use crate::ids;
-use crate::logprobs;
+use crate::logprobs::{self, LOGGED_BYTES};
 use crate::model::now_s;
 use crate::params::{Params, with_warning};
 use crate::reply::{self, Envelope};
@@ -93,12 +94,20 @@ impl Job {
     ) -> Result<Response<Body>, ApiError> {
         self.check_size()?;
         trace.model(&self.params.model.id);
+        // What a whole reply tells of likelihoods is the only thing that can be large.
+        let mut share = trace.share();
+        share.grow(most_logged(&self.params, &self.prompts)?.saturating_mul(LOGGED_BYTES))?;
         let running = Running::start(&self.params, &self.prompts, self.kind.prompt(), timeout).await?;
         let envelope = self.envelope();
         let ignored = self.ignored.clone();
         let response = match self.params.stream {
             true => stream::response(self, envelope, running, trace),
-            false => self.whole(&envelope, running, &trace).await?,
+            false => {
+                let text = self.whole(&envelope, running, &trace).await?;
+                share.set(text.len());
+                trace.hold(share);
+                json_response(StatusCode::OK, text)
+            }
         };
         Ok(with_warning(response, &ignored))
     }
@@ -108,7 +117,7 @@ impl Job {
         envelope: &Envelope,
         mut running: Running,
         trace: &Trace,
-    ) -> Result<Response<Body>, ApiError> {
+    ) -> Result<String, ApiError> {
         let count = running.choices.len();
         let mut said: Vec<(String, Vec<Logged>)> =
             (0..count).map(|i| (self.echo(i).to_string(), Vec::new())).collect();
@@ -117,15 +126,17 @@ impl Job {
             said[choice].0.push_str(&text);
             said[choice].1.extend(log);
         }
-        trace.finished(&running.choices);
-        let mut reply = envelope.fields();
-        let told = self.best(&running.choices).into_iter().enumerate();
-        let choices: Vec<Value> =
-            told.map(|(index, i)| self.choice(index, &said[i].0, &said[i].1, &running.choices[i])).collect();
-        reply.insert("choices".into(), choices.into());
-        reply.insert("usage".into(), self.usage(&running.choices));
-        self.add_extras(&mut reply, &running.choices);
-        Ok(json_response(StatusCode::OK, Value::Object(reply).to_string()))
+        trace.finished(&running.choices, self.params.best_of);
+        let mut reply = envelope.head() + r#","choices":["#;
+        for (index, i) in self.best(&running.choices).into_iter().enumerate() {
+            if index > 0 {
+                reply.push(',');
+            }
+            let (text, log) = std::mem::take(&mut said[i]);
+            reply.push_str(&self.choice(index, text, &log, &running.choices[i]));
+        }
+        let usage = self.usage(&running.choices);
+        Ok(format!(r#"{reply}],"usage":{usage}{}}}"#, self.extras(&running.choices)))
     }
 
     /// Which choices are told, in their order: of each prompt the likeliest, if more were made than are wanted.
@@ -142,27 +153,21 @@ impl Job {
         (0..choices.len()).step_by(best_of).flat_map(of_prompt).collect()
     }
 
-    fn choice(&self, index: usize, text: &str, log: &[Logged], choice: &Choice) -> Value {
-        let finish = choice.finish.map(|finish| finish.name());
-        let logprobs = self.logprobs(log);
-        match self.kind {
-            Kind::Chat => json!({
-                "index": index,
-                "message": { "role": "assistant", "content": text, "refusal": null },
-                "logprobs": logprobs,
-                "finish_reason": finish,
-            }),
-            Kind::Completion => {
-                json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": finish })
-            }
-        }
+    fn choice(&self, index: usize, text: String, log: &[Logged], choice: &Choice) -> String {
+        let finish = Value::from(choice.finish.map(|finish| finish.name()));
+        let (text, logprobs) = (Value::from(text), self.logprobs(log));
+        let content = match self.kind {
+            Kind::Chat => format!(r#""message":{{"role":"assistant","content":{text},"refusal":null}}"#),
+            Kind::Completion => format!(r#""text":{text}"#),
+        };
+        format!(r#"{{"index":{index},{content},"logprobs":{logprobs},"finish_reason":{finish}}}"#)
     }
 
     /// What is told of these tokens: nothing, if nothing was asked for.
-    pub fn logprobs(&self, log: &[Logged]) -> Value {
+    pub fn logprobs(&self, log: &[Logged]) -> String {
         let tokenizer = &self.params.model.tokenizer;
         match (self.params.logprobs, self.kind) {
-            (None, _) => Value::Null,
+            (None, _) => "null".into(),
             (Some(_), Kind::Chat) => logprobs::of_chat(tokenizer, log),
             (Some(_), Kind::Completion) => logprobs::of_completion(tokenizer, log),
         }
@@ -172,12 +177,20 @@ impl Job {
         reply::usage(&self.prompts, choices, self.params.best_of)
     }
 
-    /// What OpenAI's replies do not have.
-    pub fn add_extras(&self, reply: &mut serde_json::Map<String, Value>, choices: &[Choice]) {
-        reply.insert("timings".into(), reply::timings(choices));
-        if self.params.receipt {
-            reply.insert("receipt".into(), reply::receipt(&self.params, choices));
+    /// What OpenAI's replies do not have, as fields after others.
+    pub fn extras(&self, choices: &[Choice]) -> String {
+        let timings = reply::timings(choices, self.params.best_of);
+        match self.params.receipt {
+            true => format!(r#","timings":{timings},"receipt":{}"#, reply::receipt(&self.params, choices)),
+            false => format!(r#","timings":{timings}"#),
         }
+    }
+}
+
+impl Holds for Job {
+    fn held_bytes(&self) -> usize {
+        let stops: usize = self.params.stops.iter().map(String::len).sum();
+        stops + self.prompts.iter().map(Holds::held_bytes).sum::<usize>()
     }
 }
 

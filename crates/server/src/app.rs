@@ -19,8 +19,9 @@ pub struct Config {
     pub api_keys: Vec<String>,
     /// Origins whose web pages may use the server; `*` is all.
     pub cors: Vec<String>,
-    /// Whether only names of this machine are answered.
-    pub local_names_only: bool,
+    /// Names beside localhost under which a server without keys answers; `*` is all. Addresses are always answered: no
+    /// foreign name can be made to point at one.
+    pub hosts: Vec<String>,
     /// Whether parameters that are not known are left out of account, with a warning in the reply's header.
     pub lenient: bool,
     /// The longest that an answer may take.
@@ -28,7 +29,7 @@ pub struct Config {
     /// How long requests may go on after the server was told to stop.
     pub drain: Duration,
     pub max_body_bytes: usize,
-    /// What all bodies together may take.
+    /// What all bodies, and what is made of them until the replies are written, may take together.
     pub max_bodies_bytes: usize,
     pub max_header_bytes: usize,
     pub max_connections: usize,
@@ -36,6 +37,8 @@ pub struct Config {
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub write_timeout: Duration,
+    /// Bytes of the reply that a client which keeps the server waiting must take in a second, on the whole.
+    pub least_rate: usize,
 }
 
 impl Default for Config {
@@ -43,11 +46,10 @@ impl Default for Config {
         Config {
             api_keys: Vec::new(),
             cors: Vec::new(),
-            local_names_only: true,
+            hosts: Vec::new(),
             lenient: false,
             request_timeout: None,
             drain: Duration::from_secs(30),
-            // Parsed, a body may take many times its size.
             max_body_bytes: 2 << 20,
             max_bodies_bytes: 64 << 20,
             max_header_bytes: 32 << 10,
@@ -55,8 +57,15 @@ impl Default for Config {
             header_timeout: Duration::from_secs(20),
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
+            least_rate: 1 << 10,
         }
     }
+}
+
+/// Without keys, a page of any name that is made to point here could use the server through its visitor's browser.
+fn names_answered(config: &Config) -> Option<Vec<String>> {
+    let is_open = config.api_keys.is_empty() && !config.hosts.iter().any(|host| host == "*");
+    is_open.then(|| config.hosts.clone())
 }
 
 pub struct App {
@@ -73,7 +82,7 @@ impl App {
     pub fn new(config: Config) -> App {
         App {
             keys: Keys::new(&config.api_keys),
-            origins: Origins::new(config.cors.clone(), config.local_names_only && config.api_keys.is_empty()),
+            origins: Origins::new(config.cors.clone(), names_answered(&config)),
             room: Room::new(config.max_bodies_bytes),
             counters: Arc::new(Counters::new()),
             models: OnceLock::new(),
@@ -95,6 +104,19 @@ impl App {
     /// The models, or an error as long as they are being loaded.
     pub fn models(&self) -> Result<&Models, ApiError> {
         self.loaded().ok_or_else(|| ApiError::unavailable("loading", "the models are being loaded"))
+    }
+
+    /// Whether no engine has died.
+    pub fn is_sound(&self) -> bool {
+        self.loaded().is_none_or(|models| models.0.iter().all(|model| model.handle.is_alive()))
+    }
+
+    /// Refuses new requests once the server was told to stop.
+    pub fn check_open(&self) -> Result<(), ApiError> {
+        match self.is_stopping() {
+            true => Err(ApiError::unavailable("shutting_down", "the server is shutting down")),
+            false => Ok(()),
+        }
     }
 
     pub fn stop(&self) {

@@ -1,13 +1,13 @@
 //! `/v1/chat/completions`.
 
 use exotherm_tokenizer::Message;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::answer::{Job, Kind};
 use crate::error::ApiError;
-use crate::fields::{Fields, wrong_type};
+use crate::fields::{Fields, Raw, each, is_array, is_string, string, wrong_type};
 use crate::generate::Prompt;
-use crate::model::Models;
+use crate::model::{Models, ServedModel};
 use crate::params::{Leniency, MOST_LOGPROBS, Params};
 
 /// Parameters of OpenAI's that are not supported here.
@@ -31,7 +31,7 @@ pub fn read(body: &[u8], models: &Models, lenient: bool) -> Result<Job, ApiError
     let mut params = Params::read(&mut fields, models, &mut leniency, true)?;
     params.logprobs = logprobs(&mut fields)?;
     let listed = fields.take("messages");
-    let messages = messages(fields.need("messages", listed)?, &mut leniency)?;
+    let messages = messages(fields.need("messages", listed)?, &params.model, &mut leniency)?;
     leniency.only(&mut fields, "modalities", &[json!(["text"])])?;
     leniency.only(&mut fields, "tools", &[json!([])])?;
     leniency.only(&mut fields, "tool_choice", &[json!("none"), json!("auto")])?;
@@ -53,22 +53,25 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
     Ok(wanted.then_some(top.unwrap_or(0) as u8))
 }
 
-fn messages(value: Value, leniency: &mut Leniency) -> Result<Vec<Message>, ApiError> {
+fn messages(value: Raw, model: &ServedModel, leniency: &mut Leniency) -> Result<Vec<Message>, ApiError> {
     const PARAM: &str = "messages";
-    match value {
-        Value::Array(list) if list.is_empty() => {
-            Err(ApiError::param(PARAM, "invalid_value", "messages is empty; at least one is needed"))
-        }
-        Value::Array(list) => list
-            .into_iter()
-            .enumerate()
-            .map(|(i, m)| message(m, &format!("{PARAM}[{i}]"), leniency))
-            .collect(),
-        other => Err(wrong_type(PARAM, "an array of messages", &other)),
+    if !is_array(value) {
+        return Err(wrong_type(PARAM, "an array of messages", value));
     }
+    let (mut messages, mut bytes) = (Vec::new(), 0);
+    each(value, |i, item| {
+        let message = message(item, &format!("{PARAM}[{i}]"), leniency)?;
+        bytes += message.content.len();
+        messages.push(message);
+        model.check_length(bytes, PARAM)
+    })?;
+    if messages.is_empty() {
+        return Err(ApiError::param(PARAM, "invalid_value", "messages is empty; at least one is needed"));
+    }
+    Ok(messages)
 }
 
-fn message(value: Value, path: &str, leniency: &mut Leniency) -> Result<Message, ApiError> {
+fn message(value: Raw, path: &str, leniency: &mut Leniency) -> Result<Message, ApiError> {
     let mut fields = Fields::of(value, path)?;
     let role = fields.string("role")?;
     let role = match fields.need("role", role)?.as_str() {
@@ -95,14 +98,16 @@ fn message(value: Value, path: &str, leniency: &mut Leniency) -> Result<Message,
 }
 
 /// A text, or parts that are all text.
-fn content_text(value: Value, path: &str, leniency: &mut Leniency) -> Result<String, ApiError> {
-    let parts = match value {
-        Value::String(text) => return Ok(text),
-        Value::Array(parts) => parts,
-        other => return Err(wrong_type(path, "a string or an array of parts", &other)),
-    };
+fn content_text(value: Raw, path: &str, leniency: &mut Leniency) -> Result<String, ApiError> {
+    const EXPECTED: &str = "a string or an array of parts";
+    if is_string(value) {
+        return string(value, path, EXPECTED);
+    }
+    if !is_array(value) {
+        return Err(wrong_type(path, EXPECTED, value));
+    }
     let mut text = String::new();
-    for (i, part) in parts.into_iter().enumerate() {
+    each(value, |i, part| {
         let mut fields = Fields::of(part, &format!("{path}[{i}]"))?;
         let kind = fields.string("type")?;
         let kind = fields.need("type", kind)?;
@@ -113,7 +118,7 @@ fn content_text(value: Value, path: &str, leniency: &mut Leniency) -> Result<Str
         }
         let part = fields.string("text")?;
         text.push_str(&fields.need("text", part)?);
-        leniency.finish(fields, &[])?;
-    }
+        leniency.finish(fields, &[])
+    })?;
     Ok(text)
 }

@@ -1,11 +1,10 @@
 //! `/v1/completions`.
 
 use exotherm_tokenizer::Specials;
-use serde_json::Value;
 
 use crate::answer::{Job, Kind};
 use crate::error::ApiError;
-use crate::fields::{Fields, integer, wrong_type};
+use crate::fields::{Fields, Raw, count, each, integer, is_array, is_number, is_string, string, wrong_type};
 use crate::generate::Prompt;
 use crate::model::{Models, ServedModel};
 use crate::params::{Leniency, MOST_LOGPROBS, Params};
@@ -52,50 +51,67 @@ fn best_of(fields: &mut Fields, params: &Params) -> Result<usize, ApiError> {
 
 /// A text, a list of texts, a list of tokens, or a list of lists of tokens; `most` of them at most.
 pub fn prompts(
-    value: Value,
+    value: Raw,
     model: &ServedModel,
     echo: bool,
     param: &str,
     most: usize,
 ) -> Result<Vec<Prompt>, ApiError> {
-    let list = match value {
-        Value::String(text) => return Ok(vec![of_text(text, model, echo, param)?]),
-        Value::Array(list) if !list.is_empty() => list,
-        Value::Array(_) => {
-            return Err(ApiError::param(param, "invalid_value", format!("{param} is empty")));
-        }
-        other => return Err(wrong_type(param, "a string, tokens or a list of these", &other)),
-    };
-    if list.iter().all(Value::is_number) {
-        return Ok(vec![of_tokens(&list, model, echo, param)?]);
+    if is_string(value) {
+        return Ok(vec![of_text(value, model, echo, param)?]);
     }
-    let one = |(i, item): (usize, Value)| {
+    if !is_array(value) {
+        return Err(wrong_type(param, "a string, tokens or a list of these", value));
+    }
+    let (mut of_numbers, entries) = (false, count(value)?);
+    if entries == 0 {
+        return Err(ApiError::param(param, "invalid_value", format!("{param} is empty")));
+    }
+    let mut prompts = Vec::new();
+    each(value, |i, item| {
+        of_numbers |= i == 0 && is_number(item);
+        if of_numbers {
+            return Ok(());
+        }
+        // More than can be made are refused before the work.
+        if entries > most {
+            let message = format!("{param} has {entries} entries, {most} are the most");
+            return Err(ApiError::param(param, "invalid_value", message));
+        }
         let path = format!("{param}[{i}]");
-        match item {
-            Value::String(text) => of_text(text, model, echo, &path),
-            Value::Array(tokens) => of_tokens(&tokens, model, echo, &path),
-            other => Err(wrong_type(&path, "a string or a list of tokens", &other)),
-        }
-    };
-    // More than can be made are refused before the work.
-    if list.len() > most {
-        let message = format!("{param} has {} entries, {most} are the most", list.len());
-        return Err(ApiError::param(param, "invalid_value", message));
+        prompts.push(match () {
+            () if is_string(item) => of_text(item, model, echo, &path)?,
+            () if is_array(item) => of_tokens(item, model, echo, &path)?,
+            () => return Err(wrong_type(&path, "a string or a list of tokens", item)),
+        });
+        Ok(())
+    })?;
+    if of_numbers {
+        prompts.push(of_tokens(value, model, echo, param)?);
     }
-    list.into_iter().enumerate().map(one).collect()
+    Ok(prompts)
 }
 
 /// The text is the model's whole input, so control tokens written out in it count.
-fn of_text(text: String, model: &ServedModel, echo: bool, path: &str) -> Result<Prompt, ApiError> {
+fn of_text(text: Raw, model: &ServedModel, echo: bool, path: &str) -> Result<Prompt, ApiError> {
+    let text = string(text, path, "a string")?;
+    model.check_length(text.len(), path)?;
     let ids = model.tokenizer.encode(&text, Specials { add: true, parse: true });
     let ids = ids.map_err(|error| ApiError::from_tokenizer(&error, path))?;
     Ok(Prompt { ids, echo: if echo { text } else { String::new() } })
 }
 
-fn of_tokens(tokens: &[Value], model: &ServedModel, echo: bool, path: &str) -> Result<Prompt, ApiError> {
-    let last = model.handle.vocab().saturating_sub(1) as u64;
-    let token = |(i, value)| integer(value, &format!("{path}[{i}]"), 0, last).map(|id| id as u32);
-    let ids: Vec<u32> = tokens.iter().enumerate().map(token).collect::<Result<_, _>>()?;
+fn of_tokens(tokens: Raw, model: &ServedModel, echo: bool, path: &str) -> Result<Prompt, ApiError> {
+    let (last, ctx) = (model.handle.vocab().saturating_sub(1) as u64, model.handle.ctx());
+    let mut ids = Vec::new();
+    each(tokens, |i, token| {
+        if i == ctx {
+            let message = format!("{path} has more tokens than the context, which is {ctx}");
+            return Err(ApiError::param(path, "context_length_exceeded", message));
+        }
+        ids.push(integer(token, &format!("{path}[{i}]"), 0, last)? as u32);
+        Ok(())
+    })?;
     let text = if echo { model.tokenizer.decode(&ids, true) } else { Ok(String::new()) };
     let echo = text.map_err(|error| ApiError::from_tokenizer(&error, path))?;
     Ok(Prompt { ids, echo })

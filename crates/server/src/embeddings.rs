@@ -1,5 +1,6 @@
 //! `/v1/embeddings`: the mean of a text's last hidden states, of length 1.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,15 +10,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use exotherm_engine::handle::{Listener, Update};
 use exotherm_engine::{Embedding, Request};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::mpsc::unbounded_channel;
 
+use crate::body::{Holds, Share};
 use crate::completions::prompts;
 use crate::error::{ApiError, json_response};
 use crate::fields::Fields;
 use crate::generate::{Prompt, failure};
 use crate::model::{Models, ServedModel};
-use crate::params::{Leniency, with_warning};
+use crate::params::{Leniency, priority, with_warning};
 use crate::trace::Trace;
 
 const INPUT: &str = "input";
@@ -30,6 +32,7 @@ pub struct Job {
     model: Arc<ServedModel>,
     inputs: Vec<Prompt>,
     as_base64: bool,
+    priority: i32,
     ignored: Vec<String>,
 }
 
@@ -50,9 +53,16 @@ pub fn read(body: &[u8], models: &Models, lenient: bool) -> Result<Job, ApiError
         }
     };
     fields.string("user")?;
+    let priority = priority(&mut fields)?;
     leniency.finish(fields, &["dimensions"])?;
     let inputs = prompts(input, &model, false, INPUT, MOST_INPUTS)?;
-    Ok(Job { model, inputs, as_base64, ignored: leniency.ignored })
+    Ok(Job { model, inputs, as_base64, priority, ignored: leniency.ignored })
+}
+
+impl Holds for Job {
+    fn held_bytes(&self) -> usize {
+        self.inputs.iter().map(Holds::held_bytes).sum()
+    }
 }
 
 impl Job {
@@ -60,20 +70,36 @@ impl Job {
         trace.model(&self.model.id);
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let at_a_time = AT_A_TIME.min(self.model.handle.most_open()).max(1);
-        let mut made = Vec::with_capacity(self.inputs.len());
+        // Written while they are made: as text they are what the reply takes, and nothing else is kept of them.
+        let mut reply = String::from(r#"{"object":"list","data":["#);
+        let (mut share, mut done) = (trace.share(), 0);
         for inputs in self.inputs.chunks(at_a_time) {
-            made.extend(self.embed(inputs, deadline).await?);
+            for embedding in self.embed(inputs, deadline).await? {
+                self.tell(done, &embedding, &mut reply)?;
+                done += 1;
+            }
+            self.check_size(reply.len() / done, trace.most_held())?;
+            grow_to(&mut share, &mut reply)?;
         }
         let tokens: usize = self.inputs.iter().map(|input| input.ids.len()).sum();
-        let told = made.iter().enumerate().map(|(i, embedding)| self.told(i, embedding));
-        let data: Vec<Value> = told.collect::<Result<_, _>>()?;
-        let reply = json!({
-            "object": "list",
-            "data": data,
-            "model": self.model.id,
-            "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
-        });
-        Ok(with_warning(json_response(StatusCode::OK, reply.to_string()), &self.ignored))
+        let model = Value::from(self.model.id.as_str());
+        let usage = format!(r#"{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}"#);
+        reply.push_str(&format!(r#"],"model":{model},"usage":{usage}}}"#));
+        trace.embedded(tokens);
+        trace.hold(share);
+        Ok(with_warning(json_response(StatusCode::OK, reply), &self.ignored))
+    }
+
+    /// What can never be told at once is refused for good, not put off.
+    fn check_size(&self, bytes_each: usize, most: usize) -> Result<(), ApiError> {
+        let (count, fit) = (self.inputs.len(), most / bytes_each.max(1));
+        if count <= fit {
+            return Ok(());
+        }
+        let message = format!(
+            "an embedding takes about {bytes_each} bytes of the reply; {fit} of them can be told at a time, not {count}"
+        );
+        Err(ApiError::param(INPUT, "invalid_value", message))
     }
 
     async fn embed(
@@ -86,15 +112,15 @@ impl Job {
         let (tell, mut updates) = unbounded_channel();
         let submission = |(input, embedding): (&Prompt, &Arc<Embedding>)| {
             let embedding = Some(Arc::clone(embedding));
-            let request = Request { embedding, deadline, ..Request::new(input.ids.clone(), 1) };
+            let priority = self.priority;
+            let request = Request { embedding, deadline, priority, ..Request::new(input.ids.clone(), 1) };
             let tell = tell.clone();
             let listener: Listener = Box::new(move |update| tell.send(update).is_ok());
             (request, vec![listener])
         };
         let submissions = inputs.iter().zip(&made).map(submission).collect();
         // Whoever drops this future drops the tickets, too, and with them the requests.
-        let _tickets =
-            self.model.handle.submit(submissions).map_err(|r| ApiError::from_refusal(&r, INPUT))?;
+        let _tickets = self.model.submit(submissions).map_err(|r| ApiError::from_refusal(&r, INPUT))?;
         drop(tell);
         while let Some(update) = updates.recv().await {
             match update {
@@ -108,15 +134,31 @@ impl Job {
         Ok(made)
     }
 
-    fn told(&self, index: usize, embedding: &Embedding) -> Result<Value, ApiError> {
+    fn tell(&self, index: usize, embedding: &Embedding, out: &mut String) -> Result<(), ApiError> {
         let values = embedding.values().ok_or_else(|| ApiError::internal("no embedding was made"))?;
-        let embedding = match self.as_base64 {
-            false => json!(values),
-            true => {
-                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-                json!(STANDARD.encode(bytes))
+        let comma = if index > 0 { "," } else { "" };
+        out.push_str(&format!(r#"{comma}{{"object":"embedding","index":{index},"embedding":"#));
+        if self.as_base64 {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            out.push('"');
+            STANDARD.encode_string(bytes, out);
+            out.push('"');
+        } else {
+            let mut before = '[';
+            for value in values {
+                // Finite floats are written as JSON has them. Writing to a string does not fail.
+                let _ = write!(out, "{before}{value:?}");
+                before = ',';
             }
-        };
-        Ok(json!({ "object": "embedding", "index": index, "embedding": embedding }))
+            out.push(']');
+        }
+        out.push('}');
+        Ok(())
     }
+}
+
+/// Counts what the reply takes so far.
+fn grow_to(share: &mut Share, reply: &mut String) -> Result<(), ApiError> {
+    let more = reply.capacity().saturating_sub(share.bytes());
+    share.grow(more)
 }

@@ -96,17 +96,22 @@ impl ApiError {
     /// What the engine refuses about a request whose prompt stands in the parameter `prompt`.
     pub fn from_engine(error: &EngineError, prompt: &'static str) -> ApiError {
         let message = error.to_string();
-        match error {
-            EngineError::TooLong { .. } | EngineError::TooManyBlocks { .. } => {
-                ApiError::param(prompt, "context_length_exceeded", message)
-            }
+        let too_long = |message| ApiError::param(prompt, "context_length_exceeded", message);
+        match *error {
+            EngineError::TooLong { prompt: tokens, max_tokens, ctx } => too_long(format!(
+                "{prompt} has {tokens} tokens, {max_tokens} more may come; the context is {ctx}"
+            )),
+            EngineError::TooManyBlocks { prompt: tokens, max_tokens, need, blocks } => too_long(format!(
+                "{prompt} has {tokens} tokens, {max_tokens} more may come; that takes {need} blocks of memory, there are \
+                 {blocks}"
+            )),
             EngineError::EmptyPrompt | EngineError::Token { .. } => {
                 ApiError::param(prompt, "invalid_value", message)
             }
             EngineError::QueueFull { .. } => ApiError::queue_full(message),
             EngineError::NothingToGenerate => ApiError::param("max_tokens", "invalid_value", message),
             EngineError::Sampling(SamplingError::Value { name, .. }) => {
-                ApiError::param(*name, "invalid_value", message)
+                ApiError::param(name, "invalid_value", message)
             }
             EngineError::Sampling(SamplingError::BiasToken { .. }) => {
                 ApiError::param("logit_bias", "invalid_value", message)
@@ -121,7 +126,7 @@ impl ApiError {
             Refusal::Request(error) => ApiError::from_engine(error, prompt),
             Refusal::Full { .. } => ApiError::queue_full(refusal.to_string()),
             Refusal::Draining => ApiError::unavailable("shutting_down", refusal.to_string()),
-            Refusal::Gone => ApiError::internal(refusal.to_string()),
+            Refusal::Gone => ApiError::unavailable("engine_stopped", refusal.to_string()),
         }
     }
 

@@ -1,25 +1,34 @@
 //! Answers while they are made: from the engine's tokens to text, choice by choice.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use exotherm_engine::handle::{Listener, Ticket, Update};
 use exotherm_engine::{FinishReason, Request, RequestStats, TokenLogprobs};
 use exotherm_tokenizer::{StopMatcher, Stream, Tokenizer};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, channel};
 
+use crate::body::Holds;
 use crate::error::ApiError;
 use crate::params::Params;
 
-/// Updates of a choice that may wait to be written; a client that lets more pile up has gone to sleep, and its request
-/// is cancelled.
-const MOST_UNREAD: usize = 16_384;
+/// Tokens that may wait to be written, for each choice of a request; a client that lets more pile up has gone to sleep, and
+/// its request is cancelled.
+const MOST_UNREAD: usize = 4_096;
 
 pub struct Prompt {
     pub ids: Vec<u32>,
     /// The prompt as text, where the answer is to begin with it.
     pub echo: String,
+}
+
+impl Holds for Prompt {
+    fn held_bytes(&self) -> usize {
+        size_of::<Prompt>() + self.ids.len() * size_of::<u32>() + self.echo.len()
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,6 +85,8 @@ pub struct Progress {
 /// A request that the engine works on. Dropping it cancels what is not finished.
 pub struct Running {
     updates: Receiver<(usize, Update)>,
+    /// Whether there was no room for more of them.
+    overrun: Arc<AtomicBool>,
     pub choices: Vec<Choice>,
     /// The parameter in which the prompts stood.
     prompt: &'static str,
@@ -90,22 +101,26 @@ impl Running {
         timeout: Option<Duration>,
     ) -> Result<Running, ApiError> {
         let count = prompts.len().saturating_mul(params.best_of);
-        check_logprobs(params, prompts)?;
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let (tell, updates) = channel(count.saturating_mul(MOST_UNREAD));
+        let overrun = Arc::<AtomicBool>::default();
         let listener = |i: usize| -> Listener {
-            let tell = tell.clone();
-            Box::new(move |update| tell.try_send((i, update)).is_ok())
+            let (tell, overrun) = (tell.clone(), Arc::clone(&overrun));
+            Box::new(move |update| {
+                let sent = tell.try_send((i, update));
+                overrun.fetch_or(matches!(sent, Err(TrySendError::Full(_))), Ordering::AcqRel);
+                sent.is_ok()
+            })
         };
         let submission = |(i, prompt)| {
             let first = i * params.best_of;
             (request(params, prompt, deadline), (first..first + params.best_of).map(listener).collect())
         };
         let submissions = prompts.iter().enumerate().map(submission).collect();
-        let tickets = params.model.handle.submit(submissions);
+        let tickets = params.model.submit(submissions);
         let tickets = tickets.map_err(|refusal| ApiError::from_refusal(&refusal, prompt))?;
         let choices = tickets.into_iter().map(|ticket| Choice::new(params, ticket)).collect();
-        let mut running = Running { updates, choices, prompt };
+        let mut running = Running { updates, overrun, choices, prompt };
         while !running.choices.iter().all(|choice| choice.is_accepted) {
             running.next().await?;
         }
@@ -119,9 +134,15 @@ impl Running {
     /// The next thing that happens.
     pub async fn next(&mut self) -> Result<Progress, ApiError> {
         let received = self.updates.recv().await;
-        // Listeners are dropped early only by an engine that is gone, or when nobody read what they said.
-        let update =
-            received.ok_or_else(|| ApiError::unavailable("shutting_down", "the engine has stopped"))?;
+        let update = received.ok_or_else(|| {
+            // Listeners are dropped early only by an engine that is gone, or when nobody read what they said.
+            let is_overrun = self.overrun.load(Ordering::Acquire);
+            if is_overrun {
+                too_slow()
+            } else {
+                ApiError::unavailable("engine_stopped", "the engine has stopped")
+            }
+        })?;
         self.take(update)
     }
 
@@ -141,25 +162,28 @@ impl Running {
             Update::Token { token, logprobs, .. } => choice.push(token, logprobs)?,
             Update::Finished { reason, stats, fault } => {
                 choice.stats = stats;
+                if reason == FinishReason::Cancelled && self.overrun.load(Ordering::Acquire) {
+                    return Err(too_slow());
+                }
                 choice.end(reason, fault.as_deref())?
             }
         };
-        let says_something = !text.is_empty() || choice.finish.is_some();
-        let log = if says_something { std::mem::take(&mut choice.log) } else { Vec::new() };
+        let log = choice.told();
         Ok(Progress { choice: i, text, log, finish: choice.finish })
     }
 }
 
-/// Log-probabilities that a reply may hold which is told as a whole; each takes about a kilobyte until it is written.
+/// Log-probabilities that a reply may hold which is told as a whole.
 const MOST_LOGGED: usize = 100_000;
 
-/// Refuses a reply whose log-probabilities would take more memory than is planned for.
-fn check_logprobs(params: &Params, prompts: &[Prompt]) -> Result<(), ApiError> {
-    let Some(top) = params.logprobs.filter(|_| !params.stream) else { return Ok(()) };
+/// How many log-probabilities a reply that is told as a whole may hold; refused where they would take more memory than is
+/// planned for.
+pub fn most_logged(params: &Params, prompts: &[Prompt]) -> Result<usize, ApiError> {
+    let Some(top) = params.logprobs.filter(|_| !params.stream) else { return Ok(0) };
     let tokens = prompts.iter().map(|prompt| most_tokens(params, prompt)).fold(0, usize::saturating_add);
     let logged = tokens.saturating_mul(params.best_of).saturating_mul(usize::from(top) + 1);
     if logged <= MOST_LOGGED {
-        return Ok(());
+        return Ok(logged);
     }
     let message = format!(
         "logprobs would tell up to {logged} numbers at once, the most is {MOST_LOGGED}; fewer of them, a smaller \
@@ -180,6 +204,7 @@ fn request(params: &Params, prompt: &Prompt, deadline: Option<Instant>) -> Reque
         logprobs: params.logprobs.or((params.best_of > params.n).then_some(0)),
         stop_tokens: if params.ignore_eos { Vec::new() } else { params.model.stop_tokens.clone() },
         deadline,
+        priority: params.priority,
         ..Request::new(prompt.ids.clone(), most_tokens(params, prompt))
     }
 }
@@ -215,7 +240,7 @@ impl Choice {
         self.tokens += 1;
         let text = match self.stream.push(token) {
             Ok(text) => text,
-            // A vocabulary may have fewer pieces than the model has rows.
+            // No other token can be chosen.
             Err(error) => return Err(ApiError::internal(error.to_string())),
         };
         if let Some(logprobs) = logprobs {
@@ -229,16 +254,29 @@ impl Choice {
         self.shown += shown.chars().count();
         if self.matcher.stopped() {
             self.ticket = None;
-            // Of the stop string nothing is told.
+            // Of tokens that are nothing but stop string nothing is told.
             self.log.retain(|logged| logged.offset < self.shown);
         }
         Ok(shown)
     }
 
+    /// The tokens, of those not told yet, whose text is shown: what is held back may turn out to be a stop string. At the
+    /// end tokens without any text are told, too.
+    fn told(&mut self) -> Vec<Logged> {
+        let is_over = self.finish.is_some();
+        let count = self.log.iter().take_while(|logged| is_over || logged.offset < self.shown).count();
+        self.log.drain(..count).collect()
+    }
+
     fn end(&mut self, reason: FinishReason, fault: Option<&str>) -> Result<String, ApiError> {
         self.ticket = None;
         let rest = self.stream.finish();
+        self.came += rest.chars().count();
         let rest = self.matcher.push(&rest) + &self.matcher.finish();
+        self.shown += rest.chars().count();
+        if self.matcher.stopped() {
+            self.log.retain(|logged| logged.offset < self.shown);
+        }
         if !self.matcher.stopped()
             && let Some(error) = failure(reason, fault)
         {
@@ -250,12 +288,18 @@ impl Choice {
     }
 }
 
+fn too_slow() -> ApiError {
+    let message =
+        format!("the reply was not read: more than {MOST_UNREAD} tokens of an answer waited to be sent");
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, "client_too_slow", message)
+}
+
 /// What is wrong with an end that is not the answer's own.
 pub fn failure(reason: FinishReason, fault: Option<&str>) -> Option<ApiError> {
     match reason {
         FinishReason::Stop(_) | FinishReason::Length => None,
         FinishReason::Deadline => {
-            let message = "the answer took longer than --timeout allows";
+            let message = "the answer took longer than the server gives it";
             Some(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message))
         }
         FinishReason::Failed => {

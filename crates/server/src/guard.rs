@@ -48,21 +48,29 @@ fn refused(message: &str) -> ApiError {
 /// Which web pages may use the server through a browser: its own, and those of the origins allowed.
 pub struct Origins {
     allowed: Vec<String>,
-    /// Whether only names of this machine are answered: a page may not give itself out for the server's own by having
-    /// its name point here.
-    local_names_only: bool,
+    /// The names beside localhost under which the server answers, `None` for all: a page may not give itself out for the
+    /// server's own by having its name point here.
+    names: Option<Vec<String>>,
 }
 
 impl Origins {
-    pub fn new(allowed: Vec<String>, local_names_only: bool) -> Origins {
-        Origins { allowed, local_names_only }
+    pub fn new(allowed: Vec<String>, names: Option<Vec<String>>) -> Origins {
+        Origins { allowed, names }
+    }
+
+    fn answers_to(&self, host: &str) -> bool {
+        let Some(names) = &self.names else { return true };
+        let name = name_of(host);
+        // Old clients name no host; browsers always do.
+        name.is_empty() || is_local(name) || names.iter().any(|known| known.eq_ignore_ascii_case(name))
     }
 
     pub fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let host = text(header::HOST).unwrap_or_default();
-        if self.local_names_only && !host.is_empty() && !is_local(host) {
-            let message = "without a key this server answers only to localhost and to addresses";
+        if !self.answers_to(host) {
+            let message = "without a key this server answers only to localhost, to addresses and to names that \
+                           --allow-host gives it";
             return Err(ApiError::new(StatusCode::FORBIDDEN, "host_not_allowed", message));
         }
         let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
@@ -80,12 +88,17 @@ impl Origins {
     }
 }
 
-/// A name or address that can only be this machine's, or no name at all; the port does not matter.
-fn is_local(host: &str) -> bool {
+/// The host without its port.
+fn name_of(host: &str) -> &str {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
+    name.strip_suffix('.').unwrap_or(name)
+}
+
+/// A name or address that can only be this machine's, or no name at all.
+fn is_local(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     name == "localhost" || name.ends_with(".localhost") || name.parse::<IpAddr>().is_ok()
 }
@@ -112,7 +125,7 @@ mod tests {
 
     #[test]
     fn pages_of_others_stay_out() {
-        let origins = Origins::new(vec!["https://mine.example".into()], true);
+        let origins = Origins::new(vec!["https://mine.example".into()], Some(vec!["Box.example".into()]));
         let check = |host: &str, origin: Option<&str>| {
             let mut fields = vec![(header::HOST, host)];
             fields.extend(origin.map(|origin| (header::ORIGIN, origin)));
@@ -122,9 +135,12 @@ mod tests {
         assert!(check("[::1]:8080", None) && check("x.localhost", None) && check("LOCALHOST", None));
         assert!(check("localhost:8080", Some("https://mine.example")));
         assert!(!check("localhost:8080", Some("https://evil.example")));
+        assert!(
+            check("box.EXAMPLE:8080", None) && check("box.example.", None) && !check("x.box.example", None)
+        );
         assert!(!check("localhost:8080", Some("null")));
         assert!(!check("evil.example:8080", Some("http://evil.example:8080")));
-        let open = Origins::new(vec!["*".into()], false);
+        let open = Origins::new(vec!["*".into()], None);
         let fields = [(header::HOST, "model.example"), (header::ORIGIN, "https://any.example")];
         assert!(open.check(&headers(&fields)).is_ok());
     }

@@ -9,6 +9,7 @@ mod app;
 mod body;
 mod chat;
 mod completions;
+mod describe;
 mod embeddings;
 mod error;
 mod fields;
@@ -26,6 +27,7 @@ mod spans;
 mod stream;
 mod text;
 mod trace;
+mod wire;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -99,12 +101,17 @@ impl Server {
         self.thread.is_finished()
     }
 
-    /// Waits until it has stopped, and ends the engines.
-    pub fn wait(self) {
-        // Should it have panicked, it is over all the same.
-        let _ = self.thread.join();
+    /// Waits until it has stopped, and ends the engines; an error if it was never told to.
+    pub fn wait(self) -> io::Result<()> {
+        let ended = self.thread.join();
+        let was_told = self.app.is_stopping();
         for model in self.app.loaded().iter().flat_map(|models| &models.0) {
             model.handle.shut_down();
+        }
+        match (ended, was_told) {
+            (Ok(()), true) => Ok(()),
+            (Ok(()), false) => Err(io::Error::other("the server's thread ended of itself")),
+            (Err(_), _) => Err(io::Error::other("the server's thread panicked")),
         }
     }
 }

@@ -1,52 +1,89 @@
-//! How likely tokens were, in the two forms that OpenAI has.
+//! How likely tokens were, in the two forms that OpenAI has, written as JSON without anything in between.
 
+use std::fmt::Write as _;
+
+use exotherm_engine::TokenLogprob;
 use exotherm_tokenizer::Tokenizer;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use crate::generate::Logged;
 
 /// What stands for a token that cannot be: JSON has no infinity.
 const IMPOSSIBLE: f32 = -9999.0;
 
-pub fn of_chat(tokenizer: &Tokenizer, log: &[Logged]) -> Value {
-    let entry = |token: u32, logprob: f32| {
-        let piece = tokenizer.piece(token).unwrap_or_default();
-        json!({ "token": String::from_utf8_lossy(piece), "logprob": number(logprob), "bytes": piece })
-    };
-    let content = log.iter().map(|logged| {
-        let mut told = entry(logged.token, logged.logprobs.logprob);
-        told["top_logprobs"] = logged.logprobs.top.iter().map(|top| entry(top.token, top.logprob)).collect();
-        told
+/// About what a token's log-probability takes in a reply.
+pub const LOGGED_BYTES: usize = 128;
+
+pub fn of_chat(tokenizer: &Tokenizer, log: &[Logged]) -> String {
+    let mut out = String::from(r#"{"content":["#);
+    list(&mut out, log, |out, logged| {
+        entry(tokenizer, logged.token, logged.logprobs.logprob, out);
+        out.push_str(r#","top_logprobs":["#);
+        list(out, &logged.logprobs.top, |out, top| {
+            entry(tokenizer, top.token, top.logprob, out);
+            out.push('}');
+        });
+        out.push_str("]}");
     });
-    json!({ "content": content.collect::<Vec<Value>>(), "refusal": null })
+    out + r#"],"refusal":null}"#
 }
 
-pub fn of_completion(tokenizer: &Tokenizer, log: &[Logged]) -> Value {
-    let top = |logged: &Logged| {
-        let told =
-            |top: &exotherm_engine::TokenLogprob| (name(tokenizer, top.token), number(top.logprob).into());
-        logged.logprobs.top.iter().map(told).collect::<Map<String, Value>>()
-    };
-    json!({
-        "tokens": log.iter().map(|logged| name(tokenizer, logged.token)).collect::<Vec<_>>(),
-        "token_logprobs": log.iter().map(|logged| number(logged.logprobs.logprob)).collect::<Vec<_>>(),
-        "top_logprobs": log.iter().map(top).collect::<Vec<_>>(),
-        "text_offset": log.iter().map(|logged| logged.offset).collect::<Vec<_>>(),
-    })
+/// A token's entry, still open.
+fn entry(tokenizer: &Tokenizer, token: u32, logprob: f32, out: &mut String) {
+    let piece = tokenizer.piece(token).unwrap_or_default();
+    let text = Value::from(String::from_utf8_lossy(piece));
+    // Bytes are written with commas between them, as JSON has it, too.
+    write(out, format_args!(r#"{{"token":{text},"logprob":{},"bytes":{piece:?}"#, number(logprob)));
+}
+
+pub fn of_completion(tokenizer: &Tokenizer, log: &[Logged]) -> String {
+    let mut out = String::from(r#"{"tokens":["#);
+    list(&mut out, log, |out, logged| write(out, format_args!("{}", name(tokenizer, logged.token))));
+    out.push_str(r#"],"token_logprobs":["#);
+    list(&mut out, log, |out, logged| write(out, format_args!("{}", number(logged.logprobs.logprob))));
+    out.push_str(r#"],"top_logprobs":["#);
+    list(&mut out, log, |out, logged| {
+        out.push('{');
+        let top: Vec<(Value, &TokenLogprob)> =
+            logged.logprobs.top.iter().map(|top| (name(tokenizer, top.token), top)).collect();
+        // Two tokens may have one text; the likelier one comes first, and a name stands once.
+        let first = |i: usize| !top[..i].iter().any(|(name, _)| *name == top[i].0);
+        let named: Vec<usize> = (0..top.len()).filter(|&i| first(i)).collect();
+        list(out, &named, |out, &i| write(out, format_args!("{}:{}", top[i].0, number(top[i].1.logprob))));
+        out.push('}');
+    });
+    out.push_str(r#"],"text_offset":["#);
+    list(&mut out, log, |out, logged| write(out, format_args!("{}", logged.offset)));
+    out + "]}"
+}
+
+/// Items with commas between them.
+fn list<T>(out: &mut String, items: &[T], one: impl Fn(&mut String, &T)) {
+    for (i, item) in items.iter().enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        one(out, item);
+    }
+}
+
+fn write(out: &mut String, text: std::fmt::Arguments) {
+    // Writing to a string does not fail.
+    let _ = out.write_fmt(text);
 }
 
 /// The token's text; of a token that is no text by itself, its bytes.
-fn name(tokenizer: &Tokenizer, token: u32) -> String {
+fn name(tokenizer: &Tokenizer, token: u32) -> Value {
     let piece = tokenizer.piece(token).unwrap_or_default();
     match std::str::from_utf8(piece) {
-        Ok(text) => text.to_string(),
+        Ok(text) => text.into(),
         Err(_) => {
             let bytes: String = piece.iter().map(|byte| format!("\\x{byte:02x}")).collect();
-            format!("bytes:{bytes}")
+            format!("bytes:{bytes}").into()
         }
     }
 }
 
-fn number(logprob: f32) -> f32 {
-    if logprob.is_finite() { logprob } else { IMPOSSIBLE }
+fn number(logprob: f32) -> Value {
+    if logprob.is_finite() { logprob.into() } else { IMPOSSIBLE.into() }
 }

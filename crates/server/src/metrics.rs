@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -16,8 +16,21 @@ pub struct Counters {
     /// Requests whose reply is not written yet.
     in_flight: AtomicUsize,
     pub connections: AtomicUsize,
+    /// Connections beyond those there may be, which are being told so.
+    pub turned_away: AtomicUsize,
     /// By route and status; 0 for those whose client went away before there was one.
     replies: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    /// By the error's code.
+    refusals: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+/// A request whose reply is not written to its last byte.
+pub struct InFlight(Arc<Counters>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Counters {
@@ -25,19 +38,25 @@ impl Counters {
         Counters {
             in_flight: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            turned_away: AtomicUsize::new(0),
+            refusals: Mutex::default(),
             replies: Mutex::default(),
         }
     }
 
-    pub fn begin(&self) {
+    pub fn begin(self: &Arc<Counters>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::AcqRel);
+        InFlight(Arc::clone(self))
+    }
+
+    pub fn refused(&self, code: &'static str) {
+        *self.refusals.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default() += 1;
     }
 
     pub fn end(&self, route: &'static str, status: Option<StatusCode>) {
         let status = status.map_or(0, |status| status.as_u16());
         let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
         *replies.entry((route, status)).or_default() += 1;
-        self.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 
     pub fn in_flight(&self) -> usize {
@@ -53,6 +72,14 @@ pub fn render(counters: &Counters, models: Option<&Models>) -> String {
         let labels = format!("route=\"{route}\",status=\"{status}\"");
         text.sample("exotherm_http_requests_total", &labels, count as f64);
     }
+    text.family(
+        "exotherm_http_refusals_total",
+        "counter",
+        "Requests that were not answered, by the error's code",
+    );
+    for (code, count) in counters.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+        text.sample("exotherm_http_refusals_total", &format!("code=\"{code}\""), count as f64);
+    }
     text.family("exotherm_http_connections", "gauge", "Open connections");
     text.sample("exotherm_http_connections", "", counters.connections.load(Ordering::Acquire) as f64);
     if let Some(resident) = exotherm_observe::resident_bytes() {
@@ -60,10 +87,8 @@ pub fn render(counters: &Counters, models: Option<&Models>) -> String {
         text.sample("exotherm_resident_memory_bytes", "", resident.current as f64);
     }
     let models = models.map_or(&[][..], |models| &models.0);
-    let read: Vec<(String, EngineStats)> = models
-        .iter()
-        .map(|model| (format!("model=\"{}\"", escaped(&model.id)), model.handle.stats()))
-        .collect();
+    let read: Vec<(String, EngineStats)> =
+        models.iter().map(|model| (format!("model=\"{}\"", escaped(&model.id)), model.stats())).collect();
     engine(&read, &mut text);
     text.0
 }

@@ -1,9 +1,12 @@
 //! A model as the server knows it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use exotherm_engine::EngineHandle;
+use exotherm_engine::handle::{Listener, Refusal, Ticket};
+use exotherm_engine::stats::EngineStats;
+use exotherm_engine::{EngineHandle, Request};
 use exotherm_tokenizer::{Message, Tokenizer};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -26,7 +29,9 @@ pub struct ServedModel {
     pub tokenizer: Arc<Tokenizer>,
     /// Tokens that end an answer.
     pub stop_tokens: Vec<u32>,
-    pub facts: Facts,
+    facts: Facts,
+    /// Requests that were refused before the engine had them.
+    pub refused: AtomicU64,
     created_s: u64,
     template_hash: Option<String>,
 }
@@ -44,7 +49,36 @@ impl ServedModel {
             _ => None,
         };
         let tokenizer = Arc::new(tokenizer);
-        ServedModel { id, handle, tokenizer, stop_tokens, facts, created_s: now_s(), template_hash }
+        let (created_s, refused) = (now_s(), AtomicU64::new(0));
+        ServedModel { id, handle, tokenizer, stop_tokens, facts, refused, created_s, template_hash }
+    }
+
+    /// Hands requests to the engine, all of them or none, and counts those that it does not take.
+    pub fn submit(&self, requests: Vec<(Request, Vec<Listener>)>) -> Result<Vec<Ticket>, Refusal> {
+        let count: usize = requests.iter().map(|(_, listeners)| listeners.len()).sum();
+        let taken = self.handle.submit(requests);
+        if taken.is_err() {
+            self.refused.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    pub fn stats(&self) -> EngineStats {
+        let mut stats = self.handle.stats();
+        stats.outcomes.refused += self.refused.load(Ordering::Relaxed);
+        stats
+    }
+
+    /// Refuses a text that cannot fit into the context however it is put into tokens, before that is done.
+    pub fn check_length(&self, bytes: usize, param: &str) -> Result<(), ApiError> {
+        let (ctx, longest) = (self.handle.ctx(), self.tokenizer.longest_piece());
+        if bytes <= ctx.saturating_mul(longest) {
+            return Ok(());
+        }
+        let message = format!(
+            "{param} has {bytes} bytes of text or more; the context is {ctx} tokens, and a token is {longest} bytes at most"
+        );
+        Err(ApiError::param(param, "context_length_exceeded", message))
     }
 
     /// An entry of `/v1/models`.

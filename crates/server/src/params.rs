@@ -1,5 +1,6 @@
 //! The parameters that chats and completions share.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -8,14 +9,16 @@ use exotherm_engine::Sampling;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::fields::{self, Fields};
+use crate::fields::{self, Fields, Raw};
 use crate::ids;
 use crate::model::{Models, ServedModel};
 
 /// As many choices as OpenAI allows.
-const MOST_CHOICES: usize = 128;
+pub const MOST_CHOICES: usize = 128;
 const MOST_STOPS: usize = 16;
-const MOST_STOP_BYTES: usize = 1024;
+const MOST_STOP_CHARS: usize = 1024;
+/// Of the scheduler; more would say nothing more.
+const MOST_PRIORITY: i64 = 100;
 /// Of the likeliest tokens beside each token.
 pub const MOST_LOGPROBS: usize = exotherm_engine::sampling::MAX_LOGPROBS;
 /// OpenAI's default for completions.
@@ -93,6 +96,7 @@ pub struct Params {
     pub best_of: usize,
     /// How many of the likeliest tokens are told beside each token; `None`: nothing is told of either.
     pub logprobs: Option<u8>,
+    pub priority: i32,
     pub stream: bool,
     pub include_usage: bool,
     pub receipt: bool,
@@ -107,7 +111,7 @@ impl Params {
     ) -> Result<Params, ApiError> {
         let model = fields.string("model")?;
         let model = Arc::clone(models.choose(model.as_deref())?);
-        let sampling = sampling(fields, model.handle.vocab())?;
+        let sampling = sampling(fields, &model)?;
         let max_tokens = max_tokens(fields, model.handle.ctx(), is_chat)?;
         let stops = stops(fields)?;
         let n = fields.count("n", 1, MOST_CHOICES)?.unwrap_or(1);
@@ -122,6 +126,7 @@ impl Params {
             n,
             best_of: n,
             logprobs: None,
+            priority: priority(fields)?,
             stream,
             include_usage,
             receipt: fields.bool("receipt")?.unwrap_or(false),
@@ -131,7 +136,14 @@ impl Params {
     }
 }
 
-fn sampling(fields: &mut Fields, vocab: usize) -> Result<Sampling, ApiError> {
+/// As vLLM has it: the lower, the earlier.
+pub fn priority(fields: &mut Fields) -> Result<i32, ApiError> {
+    let priority = fields.integer("priority", -MOST_PRIORITY, MOST_PRIORITY as u64)?;
+    // The engine counts levels the other way round.
+    Ok(priority.map_or(0, |priority| -priority as i32))
+}
+
+fn sampling(fields: &mut Fields, model: &ServedModel) -> Result<Sampling, ApiError> {
     let top_p = fields.number("top_p", 0.0, 1.0)?.unwrap_or(1.0);
     let seed = fields.integer("seed", i64::MIN, u64::MAX)?;
     let repeat_penalty = fields.number("repetition_penalty", 0.01, 100.0)?.unwrap_or(1.0);
@@ -145,7 +157,9 @@ fn sampling(fields: &mut Fields, vocab: usize) -> Result<Sampling, ApiError> {
         repeat_penalty,
         presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
         frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
-        logit_bias: logit_bias(fields, vocab)?,
+        logit_bias: logit_bias(fields, model.handle.vocab())?,
+        // Rows beyond have no text.
+        vocab: model.tokenizer.vocab_size(),
         // A negative seed is a seed like any other.
         seed: seed.map_or_else(ids::seed, |seed| seed as u64),
     })
@@ -158,12 +172,12 @@ const MOST_BIASED: usize = 1024;
 fn logit_bias(fields: &mut Fields, vocab: usize) -> Result<Vec<(u32, f32)>, ApiError> {
     let path = fields.path("logit_bias");
     let Some(value) = fields.take("logit_bias") else { return Ok(Vec::new()) };
-    let Value::Object(map) = value else { return Err(fields::wrong_type(&path, "an object", &value)) };
-    if map.len() > MOST_BIASED {
-        let message = format!("{path} names {} tokens, it can name {MOST_BIASED} at most", map.len());
-        return Err(ApiError::param(&path, "invalid_value", message));
-    }
-    let entry = |(token, bias): (String, Value)| {
+    let members = fields::object(value, &path, MOST_BIASED).map_err(|error| match error.code {
+        // Names of tokens are no names of parameters.
+        Some("invalid_value") => ApiError { param: Some(path.clone()), ..error },
+        _ => error,
+    })?;
+    let entry = |(token, bias): (Cow<str>, Raw)| {
         // In one spelling only, so that no token is named twice.
         let id = token.parse().ok().filter(|id: &u32| (*id as usize) < vocab && id.to_string() == token);
         let id = id.ok_or_else(|| {
@@ -172,9 +186,9 @@ fn logit_bias(fields: &mut Fields, vocab: usize) -> Result<Vec<(u32, f32)>, ApiE
                 format!("{path} names {shown:?}; tokens are numbers from 0 to {}", vocab.saturating_sub(1));
             ApiError::param(&path, "invalid_value", message)
         })?;
-        Ok((id, fields::number(&bias, &path, -100.0, 100.0)?))
+        Ok((id, fields::number(bias, &path, -100.0, 100.0)?))
     };
-    map.into_iter().map(entry).collect()
+    members.into_iter().map(entry).collect()
 }
 
 fn max_tokens(fields: &mut Fields, ctx: usize, is_chat: bool) -> Result<Option<usize>, ApiError> {
@@ -193,24 +207,29 @@ fn max_tokens(fields: &mut Fields, ctx: usize, is_chat: bool) -> Result<Option<u
 
 fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     let path = fields.path("stop");
-    let stops = match fields.take("stop") {
-        None => Vec::new(),
-        Some(Value::Array(list)) => list,
-        Some(one) => vec![one],
-    };
-    if stops.len() > MOST_STOPS {
-        let message = format!("{path} has {} strings, {MOST_STOPS} are the most", stops.len());
-        return Err(ApiError::param(path, "invalid_value", message));
-    }
-    let text = |stop: Value| match stop {
-        Value::String(text) if (1..=MOST_STOP_BYTES).contains(&text.len()) => Ok(text),
-        Value::String(text) => {
-            let message = format!("a stop string has 1 to {MOST_STOP_BYTES} bytes, not {}", text.len());
-            Err(ApiError::param(&path, "invalid_value", message))
+    let text = |stop: Raw| {
+        let text = fields::string(stop, &path, "a string or a list of strings")?;
+        let chars = text.chars().count();
+        if !(1..=MOST_STOP_CHARS).contains(&chars) {
+            let message = format!("a stop string has 1 to {MOST_STOP_CHARS} characters, not {chars}");
+            return Err(ApiError::param(&path, "invalid_value", message));
         }
-        other => Err(fields::wrong_type(&path, "a string or a list of strings", &other)),
+        Ok(text)
     };
-    stops.into_iter().map(text).collect()
+    let mut stops = Vec::new();
+    match fields.take("stop") {
+        None => {}
+        Some(list) if fields::is_array(list) => fields::each(list, |i, stop| {
+            if i == MOST_STOPS {
+                let message = format!("{path} has more than {MOST_STOPS} strings, the most there can be");
+                return Err(ApiError::param(&path, "invalid_value", message));
+            }
+            stops.push(text(stop)?);
+            Ok(())
+        })?,
+        Some(one) => stops.push(text(one)?),
+    }
+    Ok(stops)
 }
 
 /// Whether the last chunk of a stream tells the usage.
@@ -228,15 +247,16 @@ fn stream_options(fields: &mut Fields, leniency: &mut Leniency, stream: bool) ->
     Ok(include)
 }
 
+/// As many as OpenAI allows.
+const MOST_METADATA: usize = 16;
+
 /// What clients send along and what changes no answer.
 fn benign(fields: &mut Fields, leniency: &mut Leniency) -> Result<(), ApiError> {
     for name in ["user", "safety_identifier", "prompt_cache_key"] {
         fields.string(name)?;
     }
-    if let Some(metadata) = fields.take("metadata")
-        && !metadata.is_object()
-    {
-        return Err(fields::wrong_type(&fields.path("metadata"), "an object", &metadata));
+    if let Some(metadata) = fields.take("metadata") {
+        fields::object(metadata, &fields.path("metadata"), MOST_METADATA)?;
     }
     leniency.only(fields, "response_format", &[json!({ "type": "text" })])?;
     leniency.only(fields, "store", &[json!(false)])?;

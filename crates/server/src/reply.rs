@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::generate::{Choice, Prompt};
 use crate::params::Params;
@@ -17,17 +17,18 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    pub fn fields(&self) -> Map<String, Value> {
-        let Value::Object(fields) = json!({
+    /// The fields that a reply begins with, without the closing brace.
+    pub fn head(&self) -> String {
+        let mut head = json!({
             "id": self.id,
             "object": self.object,
             "created": self.created_s,
             "model": self.model,
             "system_fingerprint": self.fingerprint,
-        }) else {
-            unreachable!("it is written as an object")
-        };
-        fields
+        })
+        .to_string();
+        head.pop();
+        head
     }
 }
 
@@ -44,21 +45,23 @@ pub fn usage(prompts: &[Prompt], choices: &[Choice], per_prompt: usize) -> Value
     })
 }
 
-/// Where the time went; of several choices, which are made side by side, the longest.
-pub fn timings(choices: &[Choice]) -> Value {
+/// Where the time went; of several choices, which are made side by side, the longest. A prompt is read once for all of its
+/// choices, so many of them.
+pub fn timings(choices: &[Choice], per_prompt: usize) -> Value {
     let longest = |time: fn(&Choice) -> Duration| choices.iter().map(time).max().unwrap_or_default();
     let sum = |count: fn(&Choice) -> usize| choices.iter().map(count).sum::<usize>();
     let (prompt, decode) = (longest(|c| c.stats.prompt_time), longest(|c| c.stats.decode_time));
-    let computed = sum(|c| c.stats.prompt_tokens.saturating_sub(c.stats.cached_tokens));
+    let once = |count: fn(&Choice) -> usize| choices.iter().step_by(per_prompt).map(count).sum::<usize>();
+    let (prompt_tokens, cached) = (once(|c| c.stats.prompt_tokens), once(|c| c.stats.cached_tokens));
     let generated = sum(|c| c.stats.generated);
     // The first token of a choice comes with its prompt.
     let decoded = sum(|c| c.stats.generated.saturating_sub(1));
     json!({
         "queued_ms": milliseconds(longest(|c| c.stats.queued)),
         "prompt_ms": milliseconds(prompt),
-        "prompt_tokens": sum(|c| c.stats.prompt_tokens),
-        "cached_tokens": sum(|c| c.stats.cached_tokens),
-        "prompt_tok_s": rate(computed, prompt),
+        "prompt_tokens": prompt_tokens,
+        "cached_tokens": cached,
+        "prompt_tok_s": rate(prompt_tokens.saturating_sub(cached), prompt),
         "decode_ms": milliseconds(decode),
         "generated_tokens": generated,
         "decode_tok_s": rate(decoded, decode),

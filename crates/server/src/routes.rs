@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -16,14 +17,15 @@ use tracing::{Instrument, info_span};
 
 use crate::answer::Job;
 use crate::app::App;
+use crate::body::{Holds, Received};
 use crate::error::{ApiError, json_response};
 use crate::model::Models;
 use crate::params::with_warning;
 use crate::trace::Trace;
-use crate::{body, chat, completions, embeddings, metrics, spans, text};
+use crate::wire::Unwritten;
+use crate::{body, chat, completions, describe, embeddings, metrics, spans, text};
 
 const PAGE: &str = include_str!("page.html");
-const OPENAPI: &str = include_str!("openapi.json");
 
 /// Paths that are told apart in counts and lines; all others are one.
 const ROUTES: &[&str] = &[
@@ -68,7 +70,8 @@ pub fn router(app: Arc<App>) -> Router {
 /// Names the request, checks who asks, and follows the reply to its last byte.
 async fn around(State(app): Shared, mut request: Request, next: Next) -> Reply {
     let route = route_of(request.uri().path());
-    let trace = Trace::begin(request.method().clone(), route, Arc::clone(&app.counters));
+    let unwritten = request.extensions_mut().remove::<Arc<Unwritten>>().unwrap_or_default();
+    let trace = Trace::begin(request.method().clone(), route, &app, unwritten);
     spans::join(&trace.span, request.headers());
     let origin = request.headers().get(header::ORIGIN).filter(|origin| app.origins.allows(origin)).cloned();
     let mut response = match admit(&app, route, &request) {
@@ -76,7 +79,7 @@ async fn around(State(app): Shared, mut request: Request, next: Next) -> Reply {
             trace.failed(&error);
             error.response()
         }
-        Ok(()) if origin.is_some() && is_preflight(&request) => preflight(),
+        Ok(()) if origin.is_some() && is_preflight(&request) => preflight(request.headers()),
         Ok(()) => {
             request.extensions_mut().insert(Arc::clone(&trace));
             next.run(request).instrument(trace.span.clone()).await
@@ -111,15 +114,15 @@ fn is_preflight(request: &Request) -> bool {
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-fn preflight() -> Reply {
+/// An origin that is allowed may send any header: the official clients send a dozen of their own.
+fn preflight(asked: &HeaderMap) -> Reply {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
-    headers.insert(
-        header::ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static("authorization, content-type"),
-    );
+    let usual = HeaderValue::from_static("authorization, content-type");
+    let wanted = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned().unwrap_or(usual);
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wanted);
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     response
 }
@@ -181,12 +184,15 @@ async fn page() -> Reply {
     response
 }
 
-async fn openapi() -> Reply {
-    json_response(StatusCode::OK, OPENAPI)
+async fn openapi(State(app): Shared) -> Reply {
+    json_response(StatusCode::OK, describe::document(app.loaded()))
 }
 
 async fn health(State(app): Shared) -> Reply {
     match app.loaded() {
+        Some(_) if !app.is_sound() => {
+            json_response(StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"engine stopped"}"#)
+        }
         Some(_) => json_response(StatusCode::OK, r#"{"status":"ok"}"#),
         None => json_response(StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"loading"}"#),
     }
@@ -194,12 +200,12 @@ async fn health(State(app): Shared) -> Reply {
 
 /// Whether new requests are welcome.
 async fn ready(State(app): Shared) -> Reply {
-    match app.models() {
+    match app.models().map(drop).and_then(|()| app.check_open()) {
         Err(error) => error.response(),
-        Ok(_) if app.is_stopping() => {
-            ApiError::unavailable("shutting_down", "the server is shutting down").response()
+        Ok(()) if !app.is_sound() => {
+            ApiError::unavailable("engine_stopped", "the engine has stopped").response()
         }
-        Ok(_) => json_response(StatusCode::OK, r#"{"status":"ready"}"#),
+        Ok(()) => json_response(StatusCode::OK, r#"{"status":"ready"}"#),
     }
 }
 
@@ -218,16 +224,19 @@ async fn models(State(app): Shared) -> Reply {
     reply(listed)
 }
 
-async fn model(State(app): Shared, Path(id): Path<String>) -> Reply {
-    reply(app.models().and_then(|models| models.find(&id)).map(|model| model.listed()))
+async fn model(State(app): Shared, id: Result<Path<String>, PathRejection>) -> Reply {
+    let id = id.map_err(|error| ApiError::bad("invalid_path", error.body_text()));
+    reply(
+        id.and_then(|Path(id)| app.models().and_then(|models| models.find(&id).map(|model| model.listed()))),
+    )
 }
 
-async fn tokenize(State(app): Shared, request: Request) -> Reply {
-    said(read(&app, request, text::tokenize).await)
+async fn tokenize(State(app): Shared, trace: Extension<Arc<Trace>>, request: Request) -> Reply {
+    said(read(&app, &trace, request, text::tokenize).await, &trace)
 }
 
-async fn detokenize(State(app): Shared, request: Request) -> Reply {
-    said(read(&app, request, text::detokenize).await)
+async fn detokenize(State(app): Shared, trace: Extension<Arc<Trace>>, request: Request) -> Reply {
+    said(read(&app, &trace, request, text::detokenize).await, &trace)
 }
 
 async fn chat_completions(State(app): Shared, trace: Extension<Arc<Trace>>, request: Request) -> Reply {
@@ -239,7 +248,7 @@ async fn plain_completions(State(app): Shared, trace: Extension<Arc<Trace>>, req
 }
 
 async fn embeddings(State(app): Shared, trace: Extension<Arc<Trace>>, request: Request) -> Reply {
-    let answered = match read(&app, request, embeddings::read).await {
+    let answered = match read(&app, &trace, request, embeddings::read).await {
         Ok(job) => job.answer(app.config.request_timeout, &trace.0).await,
         Err(error) => Err(error),
     };
@@ -247,7 +256,7 @@ async fn embeddings(State(app): Shared, trace: Extension<Arc<Trace>>, request: R
 }
 
 async fn answer(app: &Arc<App>, trace: Arc<Trace>, request: Request, of: Reader<Job>) -> Reply {
-    let answered = match read(app, request, of).await {
+    let answered = match read(app, &trace, request, of).await {
         Ok(job) => job.answer(app.config.request_timeout, Arc::clone(&trace)).await,
         Err(error) => Err(error),
     };
@@ -264,21 +273,34 @@ fn replied(answered: Result<Reply, ApiError>, trace: &Trace) -> Reply {
 type Reader<T> = fn(&[u8], &Models, bool) -> Result<T, ApiError>;
 
 /// Takes a request in. Parsing and tokenizing may take long and go to a thread of their own.
-async fn read<T: Send + 'static>(app: &Arc<App>, request: Request, of: Reader<T>) -> Result<T, ApiError> {
+async fn read<T: Holds + Send + 'static>(
+    app: &Arc<App>,
+    trace: &Trace,
+    request: Request,
+    of: Reader<T>,
+) -> Result<T, ApiError> {
     let config = &app.config;
-    let body = body::read(request, config.max_body_bytes, config.body_timeout, &app.room).await?;
+    let received = body::read(request, config.max_body_bytes, config.body_timeout, &app.room).await?;
+    app.check_open()?;
     let app = Arc::clone(app);
     let span = info_span!(target: exotherm_observe::REQUESTS, "read");
-    let work = move || span.in_scope(|| of(&body.bytes, app.models()?, app.config.lenient));
+    let work = move || {
+        let Received { bytes, mut share } = received;
+        let made = span.in_scope(|| of(&bytes, app.models()?, app.config.lenient))?;
+        // From now on it is this that is held, until the reply is written.
+        share.set(made.held_bytes());
+        Ok((made, share))
+    };
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| ApiError::internal("the request could not be read: something panicked"))?
+    let (made, share) =
+        done.map_err(|_| ApiError::internal("the request could not be read: something panicked"))??;
+    trace.hold(share);
+    Ok(made)
 }
 
-fn said(result: Result<text::Said, ApiError>) -> Reply {
-    match result {
-        Ok(said) => with_warning(json_response(StatusCode::OK, said.value.to_string()), &said.ignored),
-        Err(error) => error.response(),
-    }
+fn said(result: Result<text::Said, ApiError>, trace: &Trace) -> Reply {
+    let told = |said: text::Said| with_warning(json_response(StatusCode::OK, said.text), &said.ignored);
+    replied(result.map(told), trace)
 }
 
 fn reply(result: Result<Value, ApiError>) -> Reply {

@@ -19,10 +19,11 @@ use crate::trace::Trace;
 /// How often a stream without tokens shows that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// About what is written at a time of what has piled up; the rest follows when the client has taken that.
+const AT_A_TIME: usize = 16 << 10;
+
 pub fn response(job: Job, envelope: Envelope, running: Running, trace: Arc<Trace>) -> Response<Body> {
-    let mut head = Value::Object(envelope.fields()).to_string();
-    head.pop();
-    let events = Events { job, head, running, trace, begun: false, over: false };
+    let events = Events { job, head: envelope.head(), running, trace, begun: false, over: false };
     let chunks = unfold(events, |mut events| async {
         let chunk = events.next().await?;
         Some((Ok::<Bytes, Infallible>(Bytes::from(chunk)), events))
@@ -41,7 +42,7 @@ struct Events {
 }
 
 impl Events {
-    /// The events that are due, as many as there are.
+    /// The events that are due, as many as go out at a time.
     async fn next(&mut self) -> Option<String> {
         if self.over {
             return None;
@@ -62,6 +63,7 @@ impl Events {
         }
         // What has come in the meantime goes out in the same write.
         while !self.over
+            && out.len() < AT_A_TIME
             && let Some(progress) = self.running.ready()
         {
             self.take(progress, &mut out);
@@ -101,7 +103,7 @@ impl Events {
             // Tokens may be left that had no text.
             let log = if progress.text.is_empty() { &progress.log[..] } else { &[] };
             let is_last = self.running.is_finished();
-            let extras = if is_last { self.extras() } else { String::new() };
+            let extras = if is_last { self.job.extras(&self.running.choices) } else { String::new() };
             self.chunk(progress.choice, nothing, log, Some(finish), &extras, out);
             if is_last {
                 self.end(out);
@@ -129,24 +131,16 @@ impl Events {
         out: &mut String,
     ) {
         let finish = Value::from(finish.map(Finish::name));
-        let logprobs = if log.is_empty() { Value::Null } else { self.job.logprobs(log) };
+        let logprobs = if log.is_empty() { "null".into() } else { self.job.logprobs(log) };
         let choice =
             format!(r#"{{"index":{choice},{content},"logprobs":{logprobs},"finish_reason":{finish}}}"#);
         let usage = if self.job.params.include_usage { r#","usage":null"# } else { "" };
         event(&format!(r#"{},"choices":[{choice}]{usage}{extras}}}"#, self.head), out);
     }
 
-    /// The timings, as fields after others.
-    fn extras(&self) -> String {
-        let mut extras = serde_json::Map::new();
-        self.job.add_extras(&mut extras, &self.running.choices);
-        let extras = Value::Object(extras).to_string();
-        format!(",{}", &extras[1..extras.len() - 1])
-    }
-
     fn end(&mut self, out: &mut String) {
         self.over = true;
-        self.trace.finished(&self.running.choices);
+        self.trace.finished(&self.running.choices, self.job.params.best_of);
         if self.job.params.include_usage {
             let usage = self.job.usage(&self.running.choices);
             event(&format!(r#"{},"choices":[],"usage":{usage}}}"#, self.head), out);

@@ -7,10 +7,13 @@ use axum::http::{Method, StatusCode};
 use exotherm_observe::REQUESTS;
 use tracing::{Level, Span, enabled, info};
 
+use crate::app::App;
+use crate::body::{Room, Share};
 use crate::error::ApiError;
 use crate::generate::Choice;
-use crate::metrics::Counters;
+use crate::metrics::{Counters, InFlight};
 use crate::spans;
+use crate::wire::{Holding, Unwritten};
 
 /// A request from its first byte to the last of its reply: dropped with the reply's body, it tells what became of it.
 pub struct Trace {
@@ -22,6 +25,11 @@ pub struct Trace {
     pub span: Span,
     facts: Mutex<Facts>,
     counters: Arc<Counters>,
+    in_flight: Option<InFlight>,
+    room: Arc<Room>,
+    /// Memory that the reply takes until it is written.
+    shares: Mutex<Vec<Share>>,
+    unwritten: Arc<Unwritten>,
 }
 
 #[derive(Default)]
@@ -36,11 +44,38 @@ struct Facts {
 }
 
 impl Trace {
-    pub fn begin(method: Method, route: &'static str, counters: Arc<Counters>) -> Arc<Trace> {
-        counters.begin();
-        let (id, began) = (crate::ids::unique("req"), Instant::now());
+    pub fn begin(method: Method, route: &'static str, app: &App, unwritten: Arc<Unwritten>) -> Arc<Trace> {
+        let counters = Arc::clone(&app.counters);
+        unwritten.begin();
+        let id = crate::ids::unique("req");
         let span = spans::of_request(&id, &method, route);
-        Arc::new(Trace { id, method, route, began, span, facts: Mutex::default(), counters })
+        Arc::new(Trace {
+            id,
+            span,
+            method,
+            route,
+            began: Instant::now(),
+            facts: Mutex::default(),
+            in_flight: Some(counters.begin()),
+            counters,
+            room: Arc::clone(&app.room),
+            shares: Mutex::default(),
+            unwritten,
+        })
+    }
+
+    /// A share of the memory that there is for requests and replies, with nothing in it.
+    pub fn share(&self) -> Share {
+        Share::new(&self.room)
+    }
+
+    pub fn most_held(&self) -> usize {
+        self.room.most
+    }
+
+    /// Counts memory as taken until the reply is written.
+    pub fn hold(&self, share: Share) {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner).push(share);
     }
 
     fn note(&self, change: impl FnOnce(&mut Facts)) {
@@ -59,16 +94,28 @@ impl Trace {
 
     pub fn failed(&self, error: &ApiError) {
         self.span.record("error", error.message.as_str());
+        self.counters.refused(error.code.unwrap_or("other"));
         self.note(|facts| {
             facts.finish = error.code;
             facts.error = Some(error.message.clone());
         });
     }
 
-    pub fn finished(&self, choices: &[Choice]) {
+    /// Texts of so many tokens were embedded.
+    pub fn embedded(&self, tokens: usize) {
         self.note(|facts| {
-            facts.prompt_tokens = choices.iter().map(|c| c.stats.prompt_tokens).sum();
-            facts.cached_tokens = choices.iter().map(|c| c.stats.cached_tokens).sum();
+            facts.prompt_tokens = tokens;
+            facts.finish = Some("embedded");
+            self.span.record("gen_ai.usage.input_tokens", facts.prompt_tokens);
+        });
+    }
+
+    /// All choices are there; so many belong to each prompt, which is counted once.
+    pub fn finished(&self, choices: &[Choice], per_prompt: usize) {
+        self.note(|facts| {
+            let firsts = || choices.iter().step_by(per_prompt);
+            facts.prompt_tokens = firsts().map(|c| c.stats.prompt_tokens).sum();
+            facts.cached_tokens = firsts().map(|c| c.stats.cached_tokens).sum();
             facts.generated = choices.iter().map(|c| c.tokens).sum();
             facts.finish = choices.first().and_then(|c| c.finish).map(|finish| finish.name());
             self.span.record("gen_ai.usage.input_tokens", facts.prompt_tokens);
@@ -82,6 +129,10 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
+        if let Some(in_flight) = self.in_flight.take() {
+            let shares = std::mem::take(self.shares.get_mut().unwrap_or_else(PoisonError::into_inner));
+            self.unwritten.made(Holding { _in_flight: in_flight, _shares: shares });
+        }
         let facts = self.facts.get_mut().unwrap_or_else(PoisonError::into_inner);
         self.counters.end(self.route, facts.status);
         if !enabled!(target: REQUESTS, Level::INFO) {

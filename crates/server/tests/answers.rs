@@ -349,12 +349,15 @@ fn embeddings_tell_texts_apart() {
     let packed = packed["data"][0]["embedding"].as_str().map(str::to_string);
     let bytes: Vec<u8> = hello.iter().flat_map(|v| v.to_le_bytes()).collect();
     assert_eq!(packed, Some(STANDARD.encode(bytes)));
+    let full = ask(json!({ "input": "x".repeat(CTX) }));
+    assert_eq!(full["usage"]["prompt_tokens"], CTX, "nothing comes after it that would need a place");
     served.settle();
     let refused = [
         (json!({}), "input", "missing_required_parameter"),
         (json!({ "input": "" }), "input", "invalid_value"),
         (json!({ "input": [] }), "input", "invalid_value"),
-        (json!({ "input": "x".repeat(CTX) }), "input", "context_length_exceeded"),
+        (json!({ "input": "x".repeat(CTX + 1) }), "input", "context_length_exceeded"),
+        (json!({ "input": vec![1; CTX + 1] }), "input", "context_length_exceeded"),
         (json!({ "input": vec!["x"; 2049] }), "input", "invalid_value"),
         (json!({ "input": "x", "dimensions": 3 }), "dimensions", "unsupported_parameter"),
         (json!({ "input": "x", "encoding_format": "int8" }), "encoding_format", "invalid_value"),

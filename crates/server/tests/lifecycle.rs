@@ -38,8 +38,10 @@ fn begin(served: &Served, stream: bool) -> TcpStream {
 #[test]
 fn a_client_that_goes_away_frees_what_it_had() {
     let served = Served::with(slow());
-    for stream in [true, false] {
-        let connection = begin(&served, stream);
+    // Even one that sent more than its request, so that nobody reads on.
+    for (stream, more) in [(true, ""), (false, ""), (true, "\n"), (false, "GET / HTTP/1.1\r\n")] {
+        let mut connection = begin(&served, stream);
+        connection.write_all(more.as_bytes()).expect("it is taken");
         assert!(served.metric("exotherm_kv_blocks{model=\"tiny\",state=\"used\"}") > 0.0);
         assert_eq!(served.metric("exotherm_requests_running{model=\"tiny\"}"), 1.0);
         drop(connection);
@@ -47,7 +49,7 @@ fn a_client_that_goes_away_frees_what_it_had() {
         served.settle();
         assert!(gone.elapsed() < Duration::from_millis(700), "within a step, not at the answer's end");
     }
-    assert_eq!(served.metric("exotherm_requests_total{model=\"tiny\",outcome=\"cancelled\"}"), 2.0);
+    assert_eq!(served.metric("exotherm_requests_total{model=\"tiny\",outcome=\"cancelled\"}"), 4.0);
     let blocks =
         |state: &str| served.metric(&format!("exotherm_kv_blocks{{model=\"tiny\",state=\"{state}\"}}"));
     assert_eq!((blocks("used"), blocks("free") > 0.0), (0.0, true));
@@ -154,12 +156,16 @@ fn connections_are_kept_and_bounded() {
     }
     let more: Vec<TcpStream> = (0..2).map(|_| served.connect()).collect();
     sleep(Duration::from_millis(50));
-    served.get("/health").fails(503, None, "too_many_connections");
-    drop((kept, more));
+    // Those that are turned away take no place, however long they stay.
+    let turned_away: Vec<TcpStream> = (0..4).map(|_| served.connect()).collect();
+    let refused = served.send("POST", CHAT, &[], &vec![b' '; 1_000_000]);
+    refused.fails(503, None, "too_many_connections");
+    drop(kept);
     let begin = Instant::now();
     while served.get("/health").status != 200 {
-        assert!(begin.elapsed() < PATIENCE);
+        assert!(begin.elapsed() < Duration::from_millis(900));
     }
+    drop((more, turned_away));
 }
 
 #[test]
@@ -213,6 +219,9 @@ fn metrics_are_what_prometheus_reads() {
         served.metric(&format!("exotherm_http_requests_total{{route=\"{CHAT}\",status=\"{status}\"}}"))
     };
     assert_eq!((replies(200), replies(400)), (1.0, 1.0));
+    assert_eq!(served.metric("exotherm_http_refusals_total{code=\"unknown_parameter\"}"), 1.0);
+    served.chat(&json!({ "max_tokens": 256 })).fails(400, Some("messages"), "context_length_exceeded");
+    assert_eq!(of_model("exotherm_requests_total", ",outcome=\"refused\""), 1.0);
 }
 
 #[test]

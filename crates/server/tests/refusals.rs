@@ -43,6 +43,8 @@ fn parameters_that_are_wrong_are_named() {
         (json!({ "n": 0 }), "n", "invalid_value"),
         (json!({ "n": 1e30 }), "n", "invalid_value"),
         (json!({ "n": 100 }), "n", "invalid_value"),
+        (json!({ "priority": 101 }), "priority", "invalid_value"),
+        (json!({ "priority": 0.5 }), "priority", "invalid_type"),
         (json!({ "max_tokens": 9_223_372_036_854_775_808u64 }), "max_tokens", "invalid_value"),
         (json!({ "max_tokens": 0 }), "max_tokens", "invalid_value"),
         (json!({ "max_tokens": 5, "max_completion_tokens": 6 }), "max_tokens", "invalid_value"),
@@ -87,6 +89,27 @@ fn parameters_that_are_wrong_are_named() {
 #[test]
 fn requests_stay_within_bounds() {
     let served = Served::new();
+    // Known from its length alone: no token is longer than the one that ends texts.
+    let long = "x".repeat(13 * CTX + 1);
+    for (reply, param) in [
+        (served.complete(&json!({ "prompt": long })), "prompt"),
+        (served.chat(&json!({ "messages": [user(&long[CTX..]), user(&long[CTX..])] })), "messages"),
+        (served.post("/v1/embeddings", &json!({ "input": ["x", long] })), "input[1]"),
+    ] {
+        reply.fails(400, Some(param), "context_length_exceeded");
+        assert!(reply.text().contains("a token is 13 bytes at most"), "{}", reply.text());
+    }
+    let much = served.complete(&json!({ "max_tokens": CTX }));
+    much.fails(400, Some("prompt"), "context_length_exceeded");
+    assert!(!much.text().contains("--"), "no options of a command line: {}", much.text());
+    let written = served.chat(&json!({ "max_tokens": 16.0 }));
+    written.fails(400, Some("max_tokens"), "invalid_type");
+    assert!(written.text().contains("16.0"), "{}", written.text());
+    let config = Config { max_bodies_bytes: 20_000, ..Config::default() };
+    let small = Served::with(Setup { config, ..Setup::default() });
+    let many = small.post("/v1/embeddings", &json!({ "input": vec!["x"; 100] }));
+    many.fails(400, Some("input"), "invalid_value");
+    small.post("/v1/embeddings", &json!({ "input": vec!["x"; 20] })).fine();
     for key in ["01", "+1"] {
         served.chat(&json!({ "logit_bias": { key: 1 } })).fails(400, Some("logit_bias"), "invalid_value");
     }
@@ -116,7 +139,8 @@ fn completions_have_their_own() {
         (json!({ "prompt": "" }), "prompt", "invalid_value"),
         (json!({ "prompt": [] }), "prompt", "invalid_value"),
         (json!({ "prompt": {} }), "prompt", "invalid_type"),
-        (json!({ "prompt": [1, "a"] }), "prompt[0]", "invalid_type"),
+        (json!({ "prompt": [1, "a"] }), "prompt[1]", "invalid_type"),
+        (json!({ "prompt": ["a", 1] }), "prompt[1]", "invalid_type"),
         (json!({ "prompt": [113] }), "prompt[0]", "invalid_value"),
         (json!({ "prompt": [-1] }), "prompt[0]", "invalid_value"),
         (json!({ "prompt": [1.5] }), "prompt[0]", "invalid_type"),
@@ -132,6 +156,9 @@ fn completions_have_their_own() {
         assert!(reply.status == 400, "{extra}: {}", reply.text());
         reply.fails(400, Some(param), code);
     }
+    assert_eq!(served.post("/tokenize", &json!({ "content": "x", "with_pieces": false })).status, 200);
+    let pieces = json!({ "content": "x", "with_pieces": true });
+    served.post("/tokenize", &pieces).fails(400, Some("with_pieces"), "unsupported_value");
     served.post("/tokenize", &json!({})).fails(400, Some("content"), "missing_required_parameter");
     served.post("/tokenize", &json!({ "content": "x", "y": 1 })).fails(400, Some("y"), "unknown_parameter");
     let unknown = json!({ "tokens": [1, 113] });
@@ -149,6 +176,7 @@ fn models_paths_and_methods_that_are_not_there() {
     assert_eq!(served.chat(&json!({ "model": null, "max_tokens": 1 })).status, 200, "there is only one");
     served.get("/v1/nothing").fails(404, None, "not_found");
     served.get("/../../etc/passwd").fails(404, None, "not_found");
+    served.get("/v1/models/%ff").fails(400, None, "invalid_path");
     served.get(CHAT).fails(405, None, "method_not_allowed");
     served.send("DELETE", "/v1/models", &[], b"").fails(405, None, "method_not_allowed");
     assert_eq!(served.get(CHAT).header("allow"), Some("POST"));
@@ -165,6 +193,13 @@ fn bodies_that_are_no_json_are_refused_without_a_guess() {
         served.send("POST", CHAT, &[], body.as_bytes()).fails(400, None, "invalid_json");
     }
     served.send("POST", COMPLETIONS, &[], &[b'{', 0xff, b'}']).fails(400, None, "invalid_json");
+    for (body, name) in [
+        (r#"{"messages":[],"max_tokens":1,"max_tokens":2}"#, "max_tokens"),
+        (r#"{"messages":[{"role":"user","role":"system","content":""}]}"#, "messages[0].role"),
+        (r#"{"messages":[{"role":"user","content":""}],"logit_bias":{"5":1,"5":2}}"#, "logit_bias.5"),
+    ] {
+        served.send("POST", CHAT, &[], body.as_bytes()).fails(400, Some(name), "duplicate_parameter");
+    }
     // What curl sends if it is not told otherwise.
     let body = json!({ "messages": [user("hi")], "max_tokens": 1 }).to_string();
     let form = "content-type: application/x-www-form-urlencoded";
@@ -314,6 +349,13 @@ fn pages_of_other_origins_need_leave() {
     assert_eq!(from("http://127.0.0.1").status, 200);
     let rebound = b"GET /v1/models HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n";
     Reply::parse(&served.raw(rebound)).fails(403, None, "host_not_allowed");
+    // Whatever it listens at: a page whose name is made to point here is no page of its own.
+    let named = |hosts: &[&str]| Setup {
+        config: Config { hosts: hosts.iter().map(|h| h.to_string()).collect(), ..Config::default() },
+        ..Setup::default()
+    };
+    let own = Served::with(named(&["evil.example"]));
+    assert_eq!(Reply::parse(&own.raw(rebound)).status, 200, "it was given this name");
     let config =
         Config { cors: vec!["https://mine.example".into()], api_keys: vec!["k".into()], ..Config::default() };
     let served = Served::with(Setup { config, ..Setup::default() });
@@ -324,6 +366,14 @@ fn pages_of_other_origins_need_leave() {
         (204, Some("https://mine.example"))
     );
     assert!(leave.header("access-control-allow-headers").is_some_and(|h| h.contains("authorization")));
+    // What the official client for browsers sends along.
+    let own =
+        "access-control-request-headers: authorization,content-type,x-stainless-lang,x-stainless-retry-count";
+    let leave = served.send("OPTIONS", CHAT, &[&asks[..], &[own]].concat(), b"");
+    let allowed = leave.header("access-control-allow-headers").expect("some");
+    assert!(
+        ["authorization", "x-stainless-lang", "x-stainless-retry-count"].iter().all(|h| allowed.contains(h))
+    );
     let asks = ["origin: https://mine.example", "authorization: Bearer k"];
     let used = served.send("GET", "/v1/models", &asks, b"");
     assert_eq!(

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde_json::Value;
 
@@ -64,6 +65,7 @@ impl Tokenizer {
             end_of_generation,
             template: companions.chat_template.as_deref().map(ChatTemplate::compile),
             strips_first_space: false,
+            guard: OnceLock::new(),
             pieces,
         })
     }

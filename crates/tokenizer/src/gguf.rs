@@ -1,5 +1,7 @@
 //! A tokenizer from GGUF metadata.
 
+use std::sync::OnceLock;
+
 use crate::bpe::{self, Bpe};
 use crate::pieces::{Kind, Pieces};
 use crate::rwkv::{self, Rwkv};
@@ -70,6 +72,7 @@ impl Tokenizer {
             prefix: added("bos", vocab.add_bos, defaults.2, bos)?,
             suffix: added("eos", vocab.add_eos, false, eos)?,
             strips_first_space: matches!(&engine, Engine::Spm(spm) if spm.space_prefix),
+            guard: OnceLock::new(),
             bos,
             eos,
             end_of_generation,

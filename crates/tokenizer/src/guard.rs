@@ -56,6 +56,12 @@ impl Guard {
 }
 
 impl Tokenizer {
+    /// Built when the first conversation comes, and once.
+    fn guard(&self) -> Result<&Guard, TokenizerError> {
+        let guard = self.guard.get_or_init(|| Guard::new(&self.pieces).map_err(|fault| fault.to_string()));
+        guard.as_ref().map_err(|fault| TokenizerError::Malformed(fault.clone()))
+    }
+
     /// The tokens of a conversation up to where the model is to answer. What the messages say is text: a control
     /// token spelled out in one of them is not read as one, so nobody can write a turn of somebody else.
     pub fn encode_chat(
@@ -64,7 +70,7 @@ impl Tokenizer {
         messages: &[Message],
         extra: &serde_json::Value,
     ) -> Result<Vec<u32>, TokenizerError> {
-        let guard = Guard::new(&self.pieces)?;
+        let guard = self.guard()?;
         if !messages.iter().any(|m| guard.occurs_in(&m.content) || guard.occurs_in(&m.role)) {
             return self.encode(&template.render(messages, true, extra)?, crate::Specials::PARSE);
         }

@@ -1,7 +1,7 @@
 //! A tokenizer from tokenizer.json, run by the `tokenizers` crate.
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -130,6 +130,7 @@ impl Tokenizer {
             end_of_generation: ends.all,
             template: template(companions).map(|source| ChatTemplate::compile(&source)),
             strips_first_space,
+            guard: OnceLock::new(),
         })
     }
 }

@@ -37,6 +37,8 @@ pub use stop::StopMatcher;
 pub use stream::Stream;
 pub use template::{ChatTemplate, Message};
 
+use std::sync::OnceLock;
+
 use pieces::Pieces;
 use specials::{Fragment, SpecialTokens};
 
@@ -80,6 +82,8 @@ pub struct Tokenizer {
     /// A template that does not compile spoils only what needs it, so its fault is kept until then.
     template: Option<Result<ChatTemplate, String>>,
     strips_first_space: bool,
+    /// Finds control tokens in conversations.
+    guard: OnceLock<Result<guard::Guard, String>>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -229,6 +233,11 @@ impl Tokenizer {
     /// How many ids the vocabulary has. A model's embedding may have more rows.
     pub fn vocab_size(&self) -> usize {
         self.pieces.len()
+    }
+
+    /// The bytes of the longest token.
+    pub fn longest_piece(&self) -> usize {
+        self.pieces.longest()
     }
 
     /// Whether the token steers the model rather than being text.

@@ -1,6 +1,6 @@
 //! `exotherm serve`: models behind the OpenAI API.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -95,6 +95,10 @@ struct AccessArgs {
     /// Listen without a key where others can reach it
     #[arg(long)]
     insecure: bool,
+    /// Answer under this name, too, without a key: beside localhost, addresses and --host, or * for any; may be given
+    /// several times
+    #[arg(long = "allow-host", value_name = "NAME")]
+    hosts: Vec<String>,
     /// Let web pages of this origin use the server (https://example.org, or * for all); may be given several times
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
@@ -109,7 +113,7 @@ Examples:
   curl localhost:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'
 
 RUST_LOG=exotherm=info prints a line about each request, exotherm=debug also its times.
-Exit codes: 0 stopped, 1 error, 2 wrong usage, 130 Ctrl-C while loading or a second time.";
+Exit codes: 0 stopped, also while loading, 1 error, 2 wrong usage, 130 Ctrl-C or SIGTERM a second time.";
 
 /// NAME=MODEL.
 fn named(text: &str) -> Result<(String, String), String> {
@@ -135,20 +139,25 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     }
     let telemetry = telemetry::start(args.otlp.as_deref())?;
     let listener = TcpListener::bind(address).with_context(|| format!("cannot listen at {address}"))?;
-    let server = Server::start(listener, config(args, keys, address.ip()))?;
+    let server = Server::start(listener, config(args, keys))?;
+    // Whoever stops it while it loads breaks nothing off.
+    cx.interrupt.set_harmless(true);
     let models = names.iter().map(|(name, model)| load(args, cx, name, model)).collect::<Result<_>>()?;
+    let watched = cx.interrupt.watch();
+    cx.interrupt.set_harmless(false);
     server.publish(models);
     output::text(format_args!("listening at http://{}", server.address()))?;
-    wait(server, args, cx);
+    let ended = wait(server, args, cx);
     telemetry.finish();
-    Ok(())
+    drop(watched);
+    ended
 }
 
-fn config(args: &Args, api_keys: Vec<String>, ip: IpAddr) -> Config {
+fn config(args: &Args, api_keys: Vec<String>) -> Config {
     Config {
         api_keys,
         cors: args.access.cors.clone(),
-        local_names_only: ip.is_loopback(),
+        hosts: [args.access.hosts.clone(), vec![args.host.clone()]].concat(),
         lenient: args.lenient,
         request_timeout: args.timeout.map(Duration::from_secs),
         drain: Duration::from_secs(args.drain),
@@ -228,17 +237,16 @@ fn engine_config(args: &Args, ctx: usize, program: &Program, backend: &dyn Backe
 }
 
 /// Waits for Ctrl-C or SIGTERM, then for what is under way. While it waits, a second one ends the process.
-fn wait(server: Server, args: &Args, cx: &Context) {
-    let watched = cx.interrupt.watch();
+fn wait(server: Server, args: &Args, cx: &Context) -> Result<()> {
     while !cx.interrupt.pressed() && !server.is_finished() {
         sleep(TICK);
     }
+    // A server that has ended of itself is told nothing any more: that it did is the error.
     if !server.is_finished() {
         note(format_args!("stopping: requests may finish within {} s", args.drain));
+        server.stop();
     }
-    server.stop();
-    server.wait();
-    drop(watched);
+    Ok(server.wait()?)
 }
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens before anything else is done to them. A token that is listed twice gets both.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Only tokens below this one are there at all: a model may have more rows than its vocabulary has pieces.
+    pub vocab: usize,
     /// Equal seeds give equal tokens, alone or in a batch.
     pub seed: u64,
 }
@@ -56,6 +58,7 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            vocab: usize::MAX,
             seed: 0,
         }
     }
@@ -107,6 +110,11 @@ impl Sampling {
             Some(&(token, _)) => Err(SamplingError::BiasToken { token, vocab }),
             None => Ok(()),
         }
+    }
+
+    /// The logits of the tokens that are there.
+    fn known<'a>(&self, logits: &'a [f32]) -> &'a [f32] {
+        &logits[..logits.len().min(self.vocab)]
     }
 
     fn penalizes(&self) -> bool {

@@ -8,6 +8,7 @@ use super::{Logprobs, MAX_LOGPROBS, SampleRow, Sampled, TokenLogprob, finite, ke
 
 /// Chooses a token by these logits, one for each token there is.
 pub fn sample(logits: &[f32], row: &SampleRow) -> Sampled {
+    let logits = row.sampling.known(logits);
     let token = choose(logits, row);
     let logprobs = token.zip(row.logprobs).map(|(token, n)| logprobs(logits, token, n));
     Sampled { token, logprobs }

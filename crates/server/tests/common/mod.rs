@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -95,13 +96,23 @@ pub struct Setup {
     /// What a step takes at least.
     pub pause: Duration,
     pub template: bool,
+    /// Rows of the model's vocabulary that have no text.
+    pub padding: usize,
     pub names: Vec<&'static str>,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
         let config = Config { drain: Duration::from_secs(5), ..Config::default() };
-        Setup { config, max_seqs: 16, queue: 16, pause: Duration::ZERO, template: true, names: vec!["tiny"] }
+        Setup {
+            config,
+            max_seqs: 16,
+            queue: 16,
+            pause: Duration::ZERO,
+            template: true,
+            padding: 0,
+            names: vec!["tiny"],
+        }
     }
 }
 
@@ -116,6 +127,7 @@ fn talking_model(setup: &Setup, name: &str) -> ServedModel {
     let mut tokens: Vec<String> = (32u8..127).map(|c| char::from(c).to_string()).collect();
     tokens.push("\n".into());
     tokens.extend((b'a'..=b'z').map(|c| format!("q{}", char::from(c))).take(VOCAB - 1 - tokens.len()));
+    tokens.truncate(VOCAB - 1 - setup.padding);
     let line = |(i, token): (usize, &String)| {
         let escaped = token.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n");
         format!("{} '{escaped}' {}\n", i + 1, token.len())
@@ -141,6 +153,7 @@ fn talking_model(setup: &Setup, name: &str) -> ServedModel {
 /// A running server; it stops when the test is done with it.
 pub struct Served {
     server: Option<Server>,
+    pub engines: OnceLock<Vec<EngineHandle>>,
     pub address: SocketAddr,
 }
 
@@ -159,11 +172,12 @@ impl Served {
     pub fn loading(config: Config) -> Served {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let server = Server::start(listener, config).expect("a server");
-        Served { address: server.address(), server: Some(server) }
+        Served { address: server.address(), engines: OnceLock::new(), server: Some(server) }
     }
 
     pub fn publish(&self, setup: &Setup) {
-        let models = setup.names.iter().map(|name| talking_model(setup, name)).collect();
+        let models: Vec<_> = setup.names.iter().map(|name| talking_model(setup, name)).collect();
+        self.engines.get_or_init(|| models.iter().map(|model| model.handle.clone()).collect());
         self.server().publish(models);
     }
 
@@ -232,7 +246,7 @@ impl Served {
     pub fn stop(&mut self) {
         if let Some(server) = self.server.take() {
             server.stop();
-            server.wait();
+            server.wait().expect("it was told to stop");
         }
     }
 }

@@ -159,6 +159,7 @@ impl Bench<'_> {
     /// Every lane of the crew calls it; what it returns to others than the leader is not what came of the row.
     fn sample(&self, logits: &[f32], row: &SampleRow) -> Sampled {
         let (sampling, mut sampled) = (row.sampling, Sampled::default());
+        let logits = sampling.known(logits);
         let is_changed = !sampling.logit_bias.is_empty() || sampling.penalizes();
         let used = if is_changed { self.changed(logits, row) } else { logits };
         let Some(max) = self.scan(used) else { return sampled };
