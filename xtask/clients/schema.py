@@ -135,8 +135,14 @@ class Schema:
                 holder[key] = numbers.choice(STRANGE)
             if self.faults(schema, copy):
                 both = {name for name in copy if name in value and same(copy[name], value[name])}
-                return copy, {*copy, *value} - both
+                return copy, {*copy, *value} - both | self.conditions(schema)
         raise AssertionError(f"nothing could be spoilt in {short(value)}")
+
+    def conditions(self, schema):
+        """Properties that may be wrong only because of what another one is."""
+        schema = self.resolve(schema)
+        found = set(schema.get("if", {}).get("required", []))
+        return found.union(*(self.conditions(part) for part in schema.get("allOf", [])))
 
 
 def places(value):
