@@ -137,15 +137,19 @@ fn requests_are_told_in_lines_where_that_is_asked_for() {
     let of_b = json!({ "model": "b", "prompt": "x", "max_tokens": 3, "ignore_eos": true });
     assert!(server.ask("/v1/completions", &of_b).contains(r#""model":"b""#));
     assert!(server.ask("/v1/completions", &json!({ "prompt": "x" })).starts_with("HTTP/1.1 400"));
+    assert!(
+        server.ask("/v1/embeddings", &json!({ "model": "b", "input": ["x", "yz"] })).contains("HTTP/1.1 200")
+    );
     server.signal("-INT");
     let (code, said) = server.end();
     assert_eq!(code, Some(0), "{said}");
     let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("[http] id=req-")).collect();
-    assert_eq!(lines.len(), 2, "{said}");
+    assert_eq!(lines.len(), 3, "{said}");
     assert!(
         lines[0].contains(r#"status=200"#)
             && lines[0].contains(r#"model="b" prompt=1 cached=0 generated=3 finish=length"#)
     );
+    assert!(lines[2].contains(r#"model="b" prompt=3 cached=0 generated=0 finish=embedded"#), "{}", lines[2]);
     assert!(lines[1].contains("POST /v1/completions status=400") && lines[1].contains("error="));
 }
 
@@ -161,6 +165,28 @@ fn a_second_signal_ends_it_at_once() {
     std::thread::sleep(Duration::from_millis(100));
     server.signal("-TERM");
     assert_eq!(server.end().0, Some(130));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_server_that_is_stopped_while_it_loads_ends_well() {
+    let user = User::new();
+    let model = user.talking_model("talker", true);
+    // So many take long enough to be stopped between two of them.
+    let models: Vec<String> = (0..60).map(|i| format!("--model=m{i}={model}")).collect();
+    let args: Vec<&str> =
+        ["serve", "--port", "0"].into_iter().chain(models.iter().map(String::as_str)).collect();
+    let mut command = user.command(&args);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let mut said = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    while !line.contains("m0: ready") {
+        line.clear();
+        assert!(said.read_line(&mut line).is_ok_and(|bytes| bytes > 0), "it loads the first");
+    }
+    let server = Server { child, address: String::new() };
+    server.signal("-TERM");
+    assert_eq!(server.end().0, Some(0));
 }
 
 #[test]

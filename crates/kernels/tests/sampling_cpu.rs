@@ -92,6 +92,7 @@ fn sampling(numbers: &mut Numbers, n: usize) -> Sampling {
         frequency_penalty: some(numbers, -2.0, 2.0, 0.0),
         logit_bias,
         seed: numbers.below(1 << 30) as u64,
+        vocab: pick(numbers, &[usize::MAX, usize::MAX, n + 1, 1 + n / 2, n.div_ceil(3)]),
     }
 }
 

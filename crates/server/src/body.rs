@@ -22,6 +22,10 @@ impl Room {
     pub fn new(most: usize) -> Arc<Room> {
         Arc::new(Room { used: AtomicUsize::new(0), most })
     }
+
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Acquire)
+    }
 }
 
 /// A request's part of the room, given back when it is dropped.

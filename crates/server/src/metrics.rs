@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use exotherm_engine::stats::{BUCKETS_S, EngineStats, Histogram};
 
-use crate::model::Models;
+use crate::app::App;
 
 /// What is counted over HTTP.
 pub struct Counters {
@@ -64,7 +64,8 @@ impl Counters {
     }
 }
 
-pub fn render(counters: &Counters, models: Option<&Models>) -> String {
+pub fn render(app: &App) -> String {
+    let (counters, models) = (&app.counters, app.loaded());
     let mut text = Text::default();
     text.family("exotherm_http_requests_total", "counter", "Requests by route and status");
     let replies = counters.replies.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -82,6 +83,12 @@ pub fn render(counters: &Counters, models: Option<&Models>) -> String {
     }
     text.family("exotherm_http_connections", "gauge", "Open connections");
     text.sample("exotherm_http_connections", "", counters.connections.load(Ordering::Acquire) as f64);
+    text.family(
+        "exotherm_http_held_bytes",
+        "gauge",
+        "Memory of requests and replies until these are written",
+    );
+    text.sample("exotherm_http_held_bytes", "", app.room.used() as f64);
     if let Some(resident) = exotherm_observe::resident_bytes() {
         text.family("exotherm_resident_memory_bytes", "gauge", "Physical memory of the process");
         text.sample("exotherm_resident_memory_bytes", "", resident.current as f64);

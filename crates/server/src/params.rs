@@ -24,10 +24,13 @@ pub const MOST_LOGPROBS: usize = exotherm_engine::sampling::MAX_LOGPROBS;
 /// OpenAI's default for completions.
 const COMPLETION_TOKENS: usize = 16;
 
+/// Ignored parameters that a header names.
+const MOST_NAMED: usize = 16;
+
 /// What to do about parameters that are not known or not supported.
 pub struct Leniency {
     pub lenient: bool,
-    /// Those that were left out of account.
+    /// Those that were left out of account, as many as are named.
     pub ignored: Vec<String>,
 }
 
@@ -39,7 +42,11 @@ impl Leniency {
     fn complain(&mut self, error: ApiError) -> Result<(), ApiError> {
         match &error.param {
             Some(param) if self.lenient => {
-                self.ignored.push(param.clone());
+                match self.ignored.len() {
+                    ..MOST_NAMED => self.ignored.push(fields::shortened(param)),
+                    MOST_NAMED => self.ignored.push("and others".into()),
+                    _ => {}
+                }
                 Ok(())
             }
             _ => Err(error),
@@ -65,18 +72,10 @@ impl Leniency {
     }
 }
 
-/// Ignored parameters that a header names.
-const MOST_NAMED: usize = 16;
-
 /// Says in a header which parameters were left out of account.
 pub fn with_warning(mut response: Response<Body>, ignored: &[String]) -> Response<Body> {
-    let mut names: Vec<String> =
-        ignored.iter().take(MOST_NAMED).map(|name| fields::shortened(name)).collect();
-    if ignored.len() > MOST_NAMED {
-        names.push(format!("and {} more", ignored.len() - MOST_NAMED));
-    }
     let plain = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
-    let text: String = format!("ignored parameters: {}", names.join(", ")).chars().map(plain).collect();
+    let text: String = format!("ignored parameters: {}", ignored.join(", ")).chars().map(plain).collect();
     if let (false, Ok(text)) = (ignored.is_empty(), HeaderValue::from_str(&text)) {
         response.headers_mut().insert("x-exotherm-warning", text);
     }

@@ -210,7 +210,7 @@ async fn ready(State(app): Shared) -> Reply {
 }
 
 async fn prometheus(State(app): Shared) -> Reply {
-    let mut response = Response::new(Body::from(metrics::render(&app.counters, app.loaded())));
+    let mut response = Response::new(Body::from(metrics::render(&app)));
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, text);
     response

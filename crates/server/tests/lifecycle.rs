@@ -214,6 +214,7 @@ fn metrics_are_what_prometheus_reads() {
         (of_model("exotherm_requests_waiting", ""), of_model("exotherm_requests_running", "")),
         (0.0, 0.0)
     );
+    assert_eq!(served.metric("exotherm_http_held_bytes"), 0.0);
     assert!(of_model("exotherm_step_seconds_total", ",phase=\"run\"") > 0.0);
     let replies = |status: u16| {
         served.metric(&format!("exotherm_http_requests_total{{route=\"{CHAT}\",status=\"{status}\"}}"))

@@ -43,8 +43,6 @@ fn parameters_that_are_wrong_are_named() {
         (json!({ "n": 0 }), "n", "invalid_value"),
         (json!({ "n": 1e30 }), "n", "invalid_value"),
         (json!({ "n": 100 }), "n", "invalid_value"),
-        (json!({ "priority": 101 }), "priority", "invalid_value"),
-        (json!({ "priority": 0.5 }), "priority", "invalid_type"),
         (json!({ "max_tokens": 9_223_372_036_854_775_808u64 }), "max_tokens", "invalid_value"),
         (json!({ "max_tokens": 0 }), "max_tokens", "invalid_value"),
         (json!({ "max_tokens": 5, "max_completion_tokens": 6 }), "max_tokens", "invalid_value"),
@@ -129,6 +127,8 @@ fn completions_have_their_own() {
         (json!({ "best_of": 1, "n": 2 }), "best_of", "invalid_value"),
         (json!({ "best_of": 2, "stream": true }), "best_of", "invalid_value"),
         (json!({ "best_of": 21 }), "best_of", "invalid_value"),
+        (json!({ "priority": 101 }), "priority", "invalid_value"),
+        (json!({ "priority": 0.5 }), "priority", "invalid_type"),
         (json!({ "logprobs": 21 }), "logprobs", "invalid_value"),
         (json!({ "logprobs": true }), "logprobs", "invalid_type"),
         (json!({ "logprobs": 1, "echo": true }), "logprobs", "unsupported_value"),
@@ -223,6 +223,10 @@ fn a_lenient_server_warns_instead() {
         .for_each(|name| assert!(warning.contains(name), "{warning}"));
     let streamed = served.chat(&merged(extra, &json!({ "stream": true })));
     assert!(streamed.header("x-exotherm-warning").is_some());
+    let many: serde_json::Map<String, Value> = (0..60).map(|i| (format!("x{i}"), json!(1))).collect();
+    let reply = served.chat(&merged(json!({ "max_tokens": 1 }), &Value::Object(many)));
+    let warning = reply.header("x-exotherm-warning").expect("a warning");
+    assert!(warning.contains("x15, and others") && !warning.contains("x16"), "{warning}");
     served.chat(&json!({ "temperature": 9 })).fails(400, Some("temperature"), "invalid_value");
     let reply = served.post("/tokenize", &json!({ "content": "x", "y": 1 }));
     assert_eq!((reply.status, reply.header("x-exotherm-warning")), (200, Some("ignored parameters: y")));

@@ -207,6 +207,8 @@ impl Session {
         // Where nothing is left of the context the engine says so, with the numbers.
         let room = self.ctx.saturating_sub(prompt.len()).max(1);
         let max_tokens = args.max_tokens.unwrap_or(room);
+        // Rows beyond have no text.
+        let sampling = Sampling { vocab: self.tokenizer.vocab_size(), ..sampling };
         Request { sampling, stop_tokens: self.stop_tokens.clone(), ..Request::new(prompt, max_tokens) }
     }
 
