@@ -46,8 +46,6 @@ ALLOWED = {
 }
 # Beginnings are sometimes the same and mostly not.
 WORDS = "river sea sky stone salt moon field bread glass wind rope lamp".split()
-# Parameters for requests that may go before others, if the server describes them.
-OPTIONAL = []
 PATHS = {"complete": "/v1/completions", "embed": "/v1/embeddings"}
 
 
@@ -60,7 +58,7 @@ def body_of(kind, numbers):
     body = {"max_tokens": numbers.randint(1, 40), "ignore_eos": True}
     body |= {"prompt": text} if kind == "complete" else {"messages": [{"role": "user", "content": text}]}
     if numbers.random() < 0.3:
-        body |= {name: numbers.randint(-2, 2) for name in OPTIONAL}
+        body["priority"] = numbers.randint(-2, 2)
     body["stream"] = kind in ("stream", "cut", "unread")
     if kind == "many":
         body |= {"n": 3, "logprobs": True, "top_logprobs": 3, "temperature": 1.5, "stop": ["\n\n"]}
@@ -177,8 +175,6 @@ def main():
     exotherm, model, seconds = sys.argv[1:]
     limits = ["--ctx", "1024", "--max-seqs", "8", "--queue", "16", "--memory", f"{PLANNED_MIB}M"]
     with served(exotherm, "--model", f"m={model}", *limits) as url:
-        if b'"priority"' in urllib.request.urlopen(f"{url}/openapi.json", timeout=30).read():
-            OPTIONAL.append("priority")
         before = metrics(url)
         fill(url)
         seen = storm(url, float(seconds))
