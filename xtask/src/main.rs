@@ -18,8 +18,8 @@ Usage: cargo xtask <COMMAND>
 
 Commands:
   test [--offline] [--heavy]  format check, clippy, tidy checks and all tests, after fetching what they need
-                              --offline  leave out what needs a network: tests on real weights, and the server under
-                                         OpenAI's Python client (and say so)
+                              --offline  leave out what needs a network: tests on real weights, and of the server
+                                         with a real model (and say so)
                               --heavy    also the tests on gemma3-270m, 253 MB
   tidy                        the checks of the source tree alone: lengths, layering, words that must not be there
   golden [FILTER]             make the golden models and vectors anew in a Python environment of their own
@@ -34,6 +34,8 @@ Commands:
                               --write          keep the result in benches/PEERS.md
   bench-serve [OPTIONS]       16 streams through our server beside our engine alone and llama.cpp, with the same options;
                               --write keeps the result in benches/SERVE.md
+  storm --minutes N           good, bad, cut-off and slow requests on a server of this machine; its memory must stay
+                              as it is and nothing may be left behind (`test` does it for one minute)
   help                        this text
 ";
 
@@ -53,6 +55,7 @@ fn run(args: &[String]) -> Result<()> {
     match args.as_slice() {
         ["test", options @ ..] => test(TestOptions::parse(options)?),
         ["tidy"] => tidy::run(&root()),
+        ["storm", "--minutes", minutes] => storm(minutes),
         ["golden"] => golden::run(&root(), None),
         ["bench-peers", options @ ..] => peers::run(&root(), &peers::Options::parse(options)?),
         ["bench-serve", options @ ..] => peers::served::run(&root(), &peers::Options::parse(options)?),
@@ -97,12 +100,14 @@ fn test(options: TestOptions) -> Result<()> {
     step("format", &mut cargo(&["fmt", "--all", "--check"]))?;
     say("tidy");
     tidy::run(&root())?;
-    let features = match (options.offline, options.heavy) {
-        (true, _) => "",
-        (false, false) => "exotherm-cli/real-weights",
-        (false, true) => "exotherm-cli/heavy-weights",
-    };
-    let with_features = ["--workspace", "--all-targets", "--features", features];
+    // What is off by default is tested as well; the binary for the tests further below is built without it.
+    let features = "exotherm-server/otlp,exotherm-cli/otlp,".to_string()
+        + match (options.offline, options.heavy) {
+            (true, _) => "",
+            (false, false) => "exotherm-cli/real-weights",
+            (false, true) => "exotherm-cli/heavy-weights",
+        };
+    let with_features = ["--workspace", "--all-targets", "--features", &features];
     step("clippy", cargo(&["clippy"]).args(with_features).args(["--quiet", "--", "-D", "warnings"]))?;
     check_licences()?;
     if options.offline {
@@ -115,22 +120,38 @@ fn test(options: TestOptions) -> Result<()> {
             println!("SKIPPED: tests on gemma3-270m (--heavy runs them)");
         }
     }
-    step("tests", &mut cargo(&["test", "--workspace", "--features", features]))?;
+    step("tests", &mut cargo(&["test", "--workspace", "--features", &features]))?;
     if options.offline {
-        println!("SKIPPED: the server under OpenAI's client and in a storm (--offline)");
+        println!(
+            "SKIPPED: the server under OpenAI's client, made-up requests, a browser and a storm (--offline)"
+        );
         return Ok(());
     }
-    step("the binary", &mut cargo(&["build", "--quiet", "--package", "exotherm-cli"]))?;
+    let exotherm = development_binary()?;
+    clients::spans_need_their_feature(&exotherm)?;
     say("the server under OpenAI's client");
-    clients::openai(&root(), &development_binary(), "smollm2")?;
+    clients::openai(&root(), &exotherm, "smollm2")?;
+    say("the server under requests made up from its own description");
+    clients::fuzz(&root(), &exotherm, "smollm2")?;
+    say("the server's page in a browser");
+    clients::page(&root(), &exotherm, "smollm2")?;
     say("the server in a storm");
-    clients::storm(&root(), &development_binary(), "smollm2")
+    clients::storm(&root(), &exotherm, "smollm2", clients::STORM_S)
 }
 
-/// Where cargo puts the binary that it builds for development.
-fn development_binary() -> PathBuf {
+/// A storm that lasts as long as somebody wants to look at it.
+fn storm(minutes: &str) -> Result<()> {
+    let minutes: u32 = minutes.parse().context("--minutes is a whole number")?;
+    let seconds = minutes.checked_mul(60).context("so many minutes cannot be counted")?;
+    fetch("smollm2")?;
+    clients::storm(&root(), &development_binary()?, "smollm2", seconds)
+}
+
+/// The binary as cargo builds it for development.
+fn development_binary() -> Result<PathBuf> {
+    step("the binary", &mut cargo(&["build", "--quiet", "--package", "exotherm-cli"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    root().join(target).join("debug").join(format!("exotherm{}", std::env::consts::EXE_SUFFIX))
+    Ok(root().join(target).join("debug").join(format!("exotherm{}", std::env::consts::EXE_SUFFIX)))
 }
 
 /// Puts a model into the user's model cache, which the tests on real weights read.

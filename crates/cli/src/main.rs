@@ -9,6 +9,7 @@ mod limits;
 mod machine;
 mod model;
 mod output;
+mod telemetry;
 mod trace;
 
 use std::process::ExitCode;

@@ -199,6 +199,8 @@ fn what_cannot_be_served_is_said_before_anything_is_loaded() {
         .fails(2, &["0.0.0.0", "--api-key", "--insecure"]);
     user.run(&["serve", "--api-key", "", "--port", "0"]).fails(2, &["key"]);
     user.run(&["serve", "--model", "x", "--port", "0"]).fails(2, &["NAME=MODEL"]);
+    let about_spans = if cfg!(feature = "otlp") { "no address of a collector" } else { "--features otlp" };
+    user.run(&["serve", "--otlp", "nonsense", "--port", "0"]).fails(2, &[about_spans]);
     user.run(&["serve", "--model", "a=x", "--model", "a=y", "--port", "0"])
         .fails(2, &["two models are called a"]);
     user.run(&["serve", "m", "--model", "a=x"]).fails(2, &["cannot be used with"]);

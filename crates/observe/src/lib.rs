@@ -5,11 +5,17 @@
 mod attention;
 mod filter;
 mod memory;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 mod sink;
+mod spans;
 mod summary;
 
 pub use attention::AttentionTimes;
 pub use filter::{shows, traces};
 pub use memory::{ResidentBytes, resident_bytes};
-pub use sink::{Lines, line, wants_attention, wants_requests};
+pub use sink::{Lines, line, wants_attention};
+#[cfg(feature = "otlp")]
+pub use spans::subscribe_and_send;
+pub use spans::{PHASES, REQUESTS, subscribe};
 pub use summary::RunSummary;

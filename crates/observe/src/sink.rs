@@ -4,12 +4,10 @@ use std::fmt::Write as _;
 use std::io::Write;
 
 use crate::attention::AttentionTimes;
-use crate::filter::{shows, traces};
+use crate::filter::traces;
 
 /// The name under which `RUST_LOG` asks for the times of attention.
 const ATTENTION: &str = "exotherm::attn";
-/// The name under which it asks for a line about each request to the server.
-const REQUESTS: &str = "exotherm::http";
 
 /// Writes a line for each event.
 pub struct Lines<W> {
@@ -37,11 +35,6 @@ impl<W: Write> Lines<W> {
 /// Whether the environment's `RUST_LOG` asks for the times of attention.
 pub fn wants_attention() -> bool {
     std::env::var("RUST_LOG").is_ok_and(|filter| traces(&filter, ATTENTION))
-}
-
-/// Whether `RUST_LOG` asks for a line about each request.
-pub fn wants_requests() -> bool {
-    std::env::var("RUST_LOG").is_ok_and(|filter| shows(&filter, REQUESTS, "info"))
 }
 
 /// A line on stderr. That nobody may be listening is no reason to fail.

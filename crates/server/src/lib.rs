@@ -23,6 +23,7 @@ mod model;
 mod params;
 mod reply;
 mod routes;
+mod spans;
 mod stream;
 mod text;
 mod trace;

@@ -13,8 +13,6 @@ use crate::app::App;
 
 /// What is counted over HTTP.
 pub struct Counters {
-    /// Whether each request is told in a line.
-    pub logs: bool,
     /// Requests whose reply is not written yet.
     in_flight: AtomicUsize,
     pub connections: AtomicUsize,
@@ -38,7 +36,6 @@ impl Drop for InFlight {
 impl Counters {
     pub fn new() -> Counters {
         Counters {
-            logs: exotherm_observe::wants_requests(),
             in_flight: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             turned_away: AtomicUsize::new(0),

@@ -13,6 +13,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 use hyper::body::{Frame, SizeHint};
 use serde_json::{Value, json};
+use tracing::{Instrument, info_span};
 
 use crate::answer::Job;
 use crate::app::App;
@@ -22,7 +23,7 @@ use crate::model::Models;
 use crate::params::with_warning;
 use crate::trace::Trace;
 use crate::wire::Unwritten;
-use crate::{body, chat, completions, describe, embeddings, metrics, text};
+use crate::{body, chat, completions, describe, embeddings, metrics, spans, text};
 
 const PAGE: &str = include_str!("page.html");
 
@@ -71,6 +72,7 @@ async fn around(State(app): Shared, mut request: Request, next: Next) -> Reply {
     let route = route_of(request.uri().path());
     let unwritten = request.extensions_mut().remove::<Arc<Unwritten>>().unwrap_or_default();
     let trace = Trace::begin(request.method().clone(), route, &app, unwritten);
+    spans::join(&trace.span, request.headers());
     let origin = request.headers().get(header::ORIGIN).filter(|origin| app.origins.allows(origin)).cloned();
     let mut response = match admit(&app, route, &request) {
         Err(error) => {
@@ -80,7 +82,7 @@ async fn around(State(app): Shared, mut request: Request, next: Next) -> Reply {
         Ok(()) if origin.is_some() && is_preflight(&request) => preflight(request.headers()),
         Ok(()) => {
             request.extensions_mut().insert(Arc::clone(&trace));
-            next.run(request).await
+            next.run(request).instrument(trace.span.clone()).await
         }
     };
     trace.status(response.status());
@@ -281,9 +283,10 @@ async fn read<T: Holds + Send + 'static>(
     let received = body::read(request, config.max_body_bytes, config.body_timeout, &app.room).await?;
     app.check_open()?;
     let app = Arc::clone(app);
+    let span = info_span!(target: exotherm_observe::REQUESTS, "read");
     let work = move || {
         let Received { bytes, mut share } = received;
-        let made = of(&bytes, app.models()?, app.config.lenient)?;
+        let made = span.in_scope(|| of(&bytes, app.models()?, app.config.lenient))?;
         // From now on it is this that is held, until the reply is written.
         share.set(made.held_bytes());
         Ok((made, share))

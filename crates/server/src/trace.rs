@@ -1,15 +1,18 @@
-//! What is known of a request in the end: one line on stderr for each, if `RUST_LOG` asks for it, and the counts.
+//! What is known of a request in the end: its span, one event that tells everything in a line, and the counts.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use axum::http::{Method, StatusCode};
+use exotherm_observe::REQUESTS;
+use tracing::{Level, Span, enabled, info};
 
 use crate::app::App;
 use crate::body::{Room, Share};
 use crate::error::ApiError;
 use crate::generate::Choice;
 use crate::metrics::{Counters, InFlight};
+use crate::spans;
 use crate::wire::{Holding, Unwritten};
 
 /// A request from its first byte to the last of its reply: dropped with the reply's body, it tells what became of it.
@@ -19,6 +22,7 @@ pub struct Trace {
     /// The route, or what stands for all paths that are none.
     route: &'static str,
     began: Instant,
+    pub span: Span,
     facts: Mutex<Facts>,
     counters: Arc<Counters>,
     in_flight: Option<InFlight>,
@@ -43,8 +47,11 @@ impl Trace {
     pub fn begin(method: Method, route: &'static str, app: &App, unwritten: Arc<Unwritten>) -> Arc<Trace> {
         let counters = Arc::clone(&app.counters);
         unwritten.begin();
+        let id = crate::ids::unique("req");
+        let span = spans::of_request(&id, &method, route);
         Arc::new(Trace {
-            id: crate::ids::unique("req"),
+            id,
+            span,
             method,
             route,
             began: Instant::now(),
@@ -76,14 +83,17 @@ impl Trace {
     }
 
     pub fn status(&self, status: StatusCode) {
+        self.span.record("http.response.status_code", status.as_u16());
         self.note(|facts| facts.status = Some(status));
     }
 
     pub fn model(&self, id: &str) {
+        self.span.record("gen_ai.request.model", id);
         self.note(|facts| facts.model = Some(id.to_string()));
     }
 
     pub fn failed(&self, error: &ApiError) {
+        self.span.record("error", error.message.as_str());
         self.counters.refused(error.code.unwrap_or("other"));
         self.note(|facts| {
             facts.finish = error.code;
@@ -96,6 +106,7 @@ impl Trace {
         self.note(|facts| {
             facts.prompt_tokens = tokens;
             facts.finish = Some("embedded");
+            self.span.record("gen_ai.usage.input_tokens", facts.prompt_tokens);
         });
     }
 
@@ -107,7 +118,12 @@ impl Trace {
             facts.cached_tokens = firsts().map(|c| c.stats.cached_tokens).sum();
             facts.generated = choices.iter().map(|c| c.tokens).sum();
             facts.finish = choices.first().and_then(|c| c.finish).map(|finish| finish.name());
+            self.span.record("gen_ai.usage.input_tokens", facts.prompt_tokens);
+            self.span.record("gen_ai.usage.output_tokens", facts.generated);
+            self.span.record("cached_tokens", facts.cached_tokens);
+            self.span.record("finish", facts.finish);
         });
+        spans::phases(&self.span, choices);
     }
 }
 
@@ -119,13 +135,12 @@ impl Drop for Trace {
         }
         let facts = self.facts.get_mut().unwrap_or_else(PoisonError::into_inner);
         self.counters.end(self.route, facts.status);
-        if !self.counters.logs {
+        if !enabled!(target: REQUESTS, Level::INFO) {
             return;
         }
         let status = facts.status.map_or("-".to_string(), |status| status.as_u16().to_string());
         let took = self.began.elapsed().as_secs_f64() * 1e3;
-        let mut line =
-            format!("[http] id={} {} {} status={status} ms={took:.1}", self.id, self.method, self.route);
+        let mut line = format!("{} {} status={status} ms={took:.1}", self.method, self.route);
         if let Some(model) = &facts.model {
             line += &format!(
                 " model={model:?} prompt={} cached={} generated={} finish={}",
@@ -139,6 +154,6 @@ impl Drop for Trace {
         if let Some(error) = &facts.error {
             line += &format!(" error={error:?}");
         }
-        exotherm_observe::line(&line);
+        info!(target: REQUESTS, parent: &self.span, "{line}");
     }
 }

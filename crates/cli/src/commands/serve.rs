@@ -15,6 +15,7 @@ use crate::Context;
 use crate::args::{ComputeArgs, QuantizeArg, bytes, kv_types, positive};
 use crate::model::{self, LoadTimes};
 use crate::output::{self, UsageError, note};
+use crate::telemetry;
 
 /// How often it is looked whether the server is to stop.
 const TICK: Duration = Duration::from_millis(20);
@@ -72,6 +73,10 @@ pub struct Args {
     /// Seconds in which requests may finish when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(..=DAY))]
     drain: u64,
+    /// Send a span of each request to this collector of OpenTelemetry's (OTLP over HTTP: http://localhost:4318)
+    /// [env: OTEL_EXPORTER_OTLP_ENDPOINT] [needs the cargo feature `otlp`]
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
 }
 
 /// Who may use the server.
@@ -107,7 +112,7 @@ Examples:
   exotherm serve --host 0.0.0.0 --api-key \"$KEY\"       or EXOTHERM_API_KEYS=key1,key2
   curl localhost:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'
 
-RUST_LOG=exotherm=info prints a line about each request.
+RUST_LOG=exotherm=info prints a line about each request, exotherm=debug also its times.
 Exit codes: 0 stopped, also while loading, 1 error, 2 wrong usage, 130 Ctrl-C or SIGTERM a second time.";
 
 /// NAME=MODEL.
@@ -132,6 +137,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
         );
         return Err(UsageError(why).into());
     }
+    let telemetry = telemetry::start(args.otlp.as_deref())?;
     let listener = TcpListener::bind(address).with_context(|| format!("cannot listen at {address}"))?;
     let server = Server::start(listener, config(args, keys))?;
     // Whoever stops it while it loads breaks nothing off.
@@ -142,6 +148,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     server.publish(models);
     output::text(format_args!("listening at http://{}", server.address()))?;
     let ended = wait(server, args, cx);
+    telemetry.finish();
     drop(watched);
     ended
 }
