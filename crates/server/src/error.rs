@@ -116,6 +116,8 @@ impl ApiError {
             EngineError::Sampling(SamplingError::BiasToken { .. }) => {
                 ApiError::param("logit_bias", "invalid_value", message)
             }
+            EngineError::Choices { .. } => ApiError::param("n", "invalid_value", message),
+            EngineError::Priority { .. } => ApiError::param("priority", "invalid_value", message),
             EngineError::Logprobs { .. } => ApiError::param("logprobs", "invalid_value", message),
             _ => ApiError::internal(message),
         }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use exotherm_engine::SchedulerStats;
 use exotherm_engine::stats::{BUCKETS_S, EngineStats, Histogram};
 
 use crate::app::App;
@@ -145,20 +146,22 @@ const FAMILIES: &[Family] = &[
     (
         "exotherm_tokens_total",
         "counter",
-        "Tokens: of prompts, of those the cached ones, and generated",
+        "Tokens: of prompts, of those the cached and the embedded ones, of prompts shared by several choices, and generated",
         "kind",
         &[
             ("prompt", |s| s.scheduler.prompt_tokens as f64),
             ("cached", |s| s.scheduler.cached_tokens as f64),
+            ("embedded", |s| s.scheduler.embedded_tokens as f64),
+            ("shared", |s| s.scheduler.forked_tokens as f64),
             ("generated", |s| s.generated_tokens as f64),
         ],
     ),
     (
         "exotherm_prefix_hit_ratio",
         "gauge",
-        "Share of prompt tokens that were cached",
+        "Share of prompt tokens that were cached, embeddings aside",
         "",
-        &[("", |s| s.scheduler.cached_tokens as f64 / (s.scheduler.prompt_tokens as f64).max(1.0))],
+        &[("", |s| hit_ratio(&s.scheduler))],
     ),
     (
         "exotherm_preemptions_total",
@@ -191,6 +194,12 @@ const FAMILIES: &[Family] = &[
         ],
     ),
 ];
+
+/// Texts that are embedded look nothing up.
+fn hit_ratio(stats: &SchedulerStats) -> f64 {
+    let looked_up = stats.prompt_tokens.saturating_sub(stats.embedded_tokens);
+    stats.cached_tokens as f64 / (looked_up as f64).max(1.0)
+}
 
 fn engine(read: &[(String, EngineStats)], text: &mut Text) {
     for &(name, kind, help, label, samples) in FAMILIES {

@@ -1,14 +1,17 @@
 //! Replies as server-sent events, each written when its token comes.
 
 use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::Response;
+use futures_util::future::{Either, select};
 use futures_util::stream::unfold;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::answer::{Job, Kind, event_stream};
 use crate::error::ApiError;
@@ -23,7 +26,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const AT_A_TIME: usize = 16 << 10;
 
 pub fn response(job: Job, envelope: Envelope, running: Running, trace: Arc<Trace>) -> Response<Body> {
-    let events = Events { job, head: envelope.head(), running, trace, begun: false, over: false };
+    let (written, alarm) = (Instant::now(), Box::pin(sleep(KEEP_ALIVE)));
+    let events =
+        Events { job, head: envelope.head(), running, trace, begun: false, over: false, written, alarm };
     let chunks = unfold(events, |mut events| async {
         let chunk = events.next().await?;
         Some((Ok::<Bytes, Infallible>(Bytes::from(chunk)), events))
@@ -39,6 +44,10 @@ struct Events {
     trace: Arc<Trace>,
     begun: bool,
     over: bool,
+    /// When something was written last, and an alarm that rings no later than `KEEP_ALIVE` after: to wind it for every
+    /// token would cost more than the token.
+    written: Instant,
+    alarm: Pin<Box<Sleep>>,
 }
 
 impl Events {
@@ -56,11 +65,16 @@ impl Events {
             }
         }
         while out.is_empty() && !self.over {
-            match timeout(KEEP_ALIVE, self.running.next()).await {
-                Err(_) => out.push_str(": waiting\n\n"),
-                Ok(progress) => self.take(progress, &mut out),
+            let progress = match select(pin!(self.running.next()), self.alarm.as_mut()).await {
+                Either::Left((progress, _)) => Some(progress),
+                Either::Right(_) => None,
+            };
+            match progress {
+                Some(progress) => self.take(progress, &mut out),
+                None => self.rang(&mut out),
             }
         }
+        self.written = Instant::now();
         // What has come in the meantime goes out in the same write.
         while !self.over
             && out.len() < AT_A_TIME
@@ -69,6 +83,16 @@ impl Events {
             self.take(progress, &mut out);
         }
         Some(out)
+    }
+
+    /// Says that the stream lives if nothing else was said for long enough, and winds the alarm.
+    fn rang(&mut self, out: &mut String) {
+        let quiet = self.written.elapsed();
+        if quiet >= KEEP_ALIVE {
+            out.push_str(": waiting\n\n");
+        }
+        let left = KEEP_ALIVE.checked_sub(quiet).unwrap_or(KEEP_ALIVE);
+        self.alarm.as_mut().reset(Instant::now() + left);
     }
 
     /// A chat's choices begin with the role, a completion's with the prompt if it is to be echoed.
@@ -130,12 +154,19 @@ impl Events {
         extras: &str,
         out: &mut String,
     ) {
-        let finish = Value::from(finish.map(Finish::name));
-        let logprobs = if log.is_empty() { "null".into() } else { self.job.logprobs(log) };
-        let choice =
-            format!(r#"{{"index":{choice},{content},"logprobs":{logprobs},"finish_reason":{finish}}}"#);
-        let usage = if self.job.params.include_usage { r#","usage":null"# } else { "" };
-        event(&format!(r#"{},"choices":[{choice}]{usage}{extras}}}"#, self.head), out);
+        // Written piece by piece: this is done for every token. Writing to a string does not fail.
+        let _ = write!(out, r#"data: {},"choices":[{{"index":{choice},{content},"logprobs":"#, self.head);
+        match log {
+            [] => out.push_str("null"),
+            log => out.push_str(&self.job.logprobs(log)),
+        }
+        let _ = match finish.map(Finish::name) {
+            None => write!(out, r#","finish_reason":null}}]"#),
+            Some(name) => write!(out, r#","finish_reason":"{name}"}}]"#),
+        };
+        out.push_str(if self.job.params.include_usage { r#","usage":null"# } else { "" });
+        out.push_str(extras);
+        out.push_str("}\n\n");
     }
 
     fn end(&mut self, out: &mut String) {

@@ -51,21 +51,10 @@ impl Server {
         Ok(())
     }
 
-    /// A completion of these tokens, in a stream, without any of `banned`: answers must not end early.
-    pub fn complete(
-        &self,
-        prompt: &[u32],
-        tokens: usize,
-        banned: &[u32],
-        ready: &Barrier,
-    ) -> Result<Streamed> {
-        let bias: Value = banned
-            .iter()
-            .map(|id| (id.to_string(), Value::from(-100)))
-            .collect::<serde_json::Map<_, _>>()
-            .into();
+    /// A completion of these tokens, in a stream that does not end early.
+    pub fn complete(&self, prompt: &[u32], tokens: usize, ready: &Barrier) -> Result<Streamed> {
         let body = json!({
-            "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": true, "logit_bias": bias,
+            "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": true, "ignore_eos": true,
             "stream_options": { "include_usage": true },
         })
         .to_string();

@@ -22,8 +22,6 @@ const OF_PROMPT: f64 = 0.7;
 const AGAIN: f64 = 0.05;
 /// Tokens of a prompt that comes twice.
 const PREFIX: usize = 2000;
-/// Tokens that end an answer in the models that are compared: all have SmolLM2's vocabulary.
-const ENDS: [u32; 2] = [0, 2];
 
 /// What was measured on one file, a number for each round.
 #[derive(Default)]
@@ -99,7 +97,7 @@ impl Figures {
     fn serve(&mut self, server: &Server, options: &Options) -> Result<()> {
         let (ready, before) = (Barrier::new(TOGETHER + 1), server.serving_nanos());
         let (streams, seconds) = thread::scope(|scope| {
-            let stream = |i: usize| server.complete(&[1000 + 97 * i as u32], options.generate, &ENDS, &ready);
+            let stream = |i: usize| server.complete(&[1000 + 97 * i as u32], options.generate, &ready);
             let streams: Vec<_> = (0..TOGETHER).map(|i| scope.spawn(move || stream(i))).collect();
             ready.wait();
             let begin = Instant::now();
@@ -138,8 +136,7 @@ impl Figures {
     fn repeat(&mut self, server: &Server, round: usize) -> Result<()> {
         let prompt: Vec<u32> = (0..PREFIX).map(|i| 100 + (i * 7 + round * 31) as u32 % 40_000).collect();
         let alone = Barrier::new(1);
-        let first_token =
-            || -> Result<Duration> { Ok(server.complete(&prompt, 4, &ENDS, &alone)?.first_token) };
+        let first_token = || -> Result<Duration> { Ok(server.complete(&prompt, 4, &alone)?.first_token) };
         self.first.push(first_token()?.as_secs_f64());
         self.again.push(first_token()?.as_secs_f64());
         Ok(())
