@@ -110,6 +110,7 @@ fn test(options: TestOptions) -> Result<()> {
     let with_features = ["--workspace", "--all-targets", "--features", &features];
     step("clippy", cargo(&["clippy"]).args(with_features).args(["--quiet", "--", "-D", "warnings"]))?;
     check_licences()?;
+    check_neon()?;
     if options.offline {
         println!("SKIPPED: tests on real weights (--offline)");
     } else {
@@ -168,6 +169,22 @@ fn check_licences() -> Result<()> {
         return Ok(());
     }
     step("licences", &mut cargo(&["deny", "--log-level", "error", "check", "licenses", "bans", "sources"]))
+}
+
+/// The kernels for NEON, which no test on another processor runs, at least compile.
+fn check_neon() -> Result<()> {
+    const TARGET: &str = "aarch64-unknown-linux-gnu";
+    let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let library = ["--print", "target-libdir", "--target", TARGET];
+    let told = Command::new(compiler).args(library).current_dir(root()).output();
+    let folder = told.ok().and_then(|told| String::from_utf8(told.stdout).ok());
+    let files = folder.and_then(|folder| std::fs::read_dir(folder.trim()).ok());
+    if files.is_none_or(|mut files| files.next().is_none()) {
+        println!("SKIPPED: the kernels for {TARGET} (its standard library is not installed)");
+        return Ok(());
+    }
+    let check = ["check", "--quiet", "--package", "exotherm-kernels", "--target", TARGET];
+    step(&format!("the kernels for {TARGET}"), &mut cargo(&check))
 }
 
 fn cargo(args: &[&str]) -> Command {

@@ -53,6 +53,11 @@ impl ComputeArgs {
         }
     }
 
+    /// The level that the backend computes at; nothing for one that has no choice of instructions.
+    pub fn isa_of(&self, level: &'static str) -> Option<&'static str> {
+        (self.backend == BackendKind::Cpu).then_some(level)
+    }
+
     /// Says so where --threads changes nothing.
     pub fn note_if_unused(&self) {
         if self.backend == BackendKind::Reference && self.threads.threads.is_some() {

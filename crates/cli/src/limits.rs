@@ -17,6 +17,9 @@ const FORMAT: u64 = 2;
 /// Seconds that each limit is measured for when nothing else is asked for.
 pub const SECONDS: f64 = 1.0;
 
+/// The least that the median of a limit is of the best on a machine that does nothing else.
+const STEADY: f64 = 0.7;
+
 /// Per second, all threads together.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Limits {
@@ -64,6 +67,37 @@ impl Limits {
             .and_then(|()| fs::rename(&beside, &path))
             .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
+    }
+
+    /// Each limit's name and speed.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, Speed, &'static str)> {
+        let all = [
+            ("memory read", Some(self.read), "GB/s"),
+            ("integers", Some(self.integer), "GOP/s"),
+            ("pairs of BF16", self.pair, "GFLOP/s"),
+            ("floats", Some(self.float), "GFLOP/s"),
+        ];
+        all.into_iter().filter_map(|(name, speed, unit)| Some((name, speed?, unit)))
+    }
+
+    /// Of each limit the larger: what a machine has done once it can do, and on a busy one less is seen of it.
+    pub fn or_larger(self, older: Limits) -> Limits {
+        let larger = |new: Speed, old: Speed| if old.best > new.best { old } else { new };
+        Limits {
+            read: larger(self.read, older.read),
+            integer: larger(self.integer, older.integer),
+            pair: match (self.pair, older.pair) {
+                (Some(new), Some(old)) => Some(larger(new, old)),
+                (new, old) => new.or(old),
+            },
+            float: larger(self.float, older.float),
+        }
+    }
+
+    /// The limits that were not measured in peace: half of the time they were far from their best.
+    pub fn unsteady(&self) -> Vec<&'static str> {
+        let unsteady = |speed: Speed| speed.median < STEADY * speed.best;
+        self.each().filter(|(_, speed, _)| unsteady(*speed)).map(|(name, ..)| name).collect()
     }
 
     pub fn as_json(&self) -> Value {
@@ -125,6 +159,7 @@ fn entries(path: &std::path::Path) -> Vec<Value> {
 fn fingerprint(backend: &CpuBackend) -> Value {
     json!({
         "processor": machine::cpu_name(),
+        "design": machine::cpu_design(),
         "hardware_threads": machine::logical_cores(),
         "threads": backend.threads(),
         "isa": backend.level(),
@@ -138,6 +173,18 @@ fn is_of(entry: &Value, backend: &CpuBackend) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_larger_limits_are_kept_and_unsteady_ones_told() {
+        let speed = |best: f64| Speed { best, median: best * 0.9 };
+        let old = Limits { read: speed(5e10), integer: speed(1e12), pair: None, float: speed(3e11) };
+        let new = Limits { read: speed(3e10), integer: speed(2e12), pair: Some(speed(6e11)), ..old };
+        let both = Limits { read: speed(5e10), ..new };
+        assert_eq!((new.or_larger(old), old.or_larger(new), old.or_larger(old)), (both, both, old));
+        assert!(old.unsteady().is_empty());
+        let busy = Limits { float: Speed { best: 3e11, median: 2e11 }, ..new };
+        assert_eq!(busy.unsteady(), ["floats"]);
+    }
 
     #[test]
     fn limits_come_back_from_json() {

@@ -46,9 +46,30 @@ fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
 }
 
 pub fn cpu_name() -> Option<String> {
-    let info = fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = info.lines().find(|line| line.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_string())
+    cpuinfo(&fs::read_to_string("/proc/cpuinfo").ok()?, "model name")
+}
+
+/// The value of a field, of the first processor.
+fn cpuinfo(info: &str, field: &str) -> Option<String> {
+    let mut fields = info.lines().filter_map(|line| line.split_once(':'));
+    fields.find(|(name, _)| name.trim() == field).map(|(_, value)| value.trim().to_string())
+}
+
+/// What tells processors of one name apart: numbers of the design, and the sizes of the caches.
+pub fn cpu_design() -> String {
+    const FIELDS: [&str; 7] =
+        ["cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part", "CPU revision"];
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let numbers = FIELDS.iter().filter_map(|field| Some(format!("{field} {}", cpuinfo(&info, field)?)));
+    let mut caches = cache_sizes();
+    caches.sort_unstable();
+    let caches = caches.iter().map(|bytes| format!("cache {bytes}"));
+    numbers.chain(caches).collect::<Vec<_>>().join(", ")
+}
+
+/// Threads that waited for a core or ran on one over the last minute, on average.
+pub fn load_average() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
 /// Total and available bytes.
@@ -63,10 +84,15 @@ pub fn memory() -> Option<(u64, u64)> {
 
 /// Bytes of the largest cache of the first processor.
 pub fn largest_cache() -> Option<u64> {
-    let folders = fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?;
+    cache_sizes().into_iter().max()
+}
+
+/// Bytes of each cache of the first processor.
+fn cache_sizes() -> Vec<u64> {
+    let folders = fs::read_dir("/sys/devices/system/cpu/cpu0/cache");
     let size =
         |folder: fs::DirEntry| parse_cache_size(fs::read_to_string(folder.path().join("size")).ok()?.trim());
-    folders.flatten().filter_map(size).max()
+    folders.map_or_else(|_| Vec::new(), |folders| folders.flatten().filter_map(size).collect())
 }
 
 /// Sizes such as `32K`.
@@ -135,6 +161,15 @@ mod tests {
         assert_eq!(parse_cache_size("K"), None);
         assert_eq!(parse_cache_size("9x"), None);
         assert_eq!(parse_cache_size("99999999999999999999K"), None);
+    }
+
+    #[test]
+    fn fields_of_processors_are_read() {
+        let info = "processor\t: 0\nmodel\t\t: 207\nmodel name\t: A: B\n\nmodel\t\t: 208\n";
+        assert_eq!(cpuinfo(info, "model").as_deref(), Some("207"));
+        assert_eq!(cpuinfo(info, "model name").as_deref(), Some("A: B"));
+        assert_eq!(cpuinfo(info, "stepping"), None);
+        assert_eq!(cpu_design(), cpu_design());
     }
 
     #[test]

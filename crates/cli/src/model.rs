@@ -217,6 +217,14 @@ pub fn context(program: &Program, info: &ModelInfo, asked: Option<usize>) -> usi
     asked
 }
 
+/// Says so where a context is longer than what the model was trained for; `what` goes before how long it is.
+pub fn note_if_untrained(program: &Program, info: &ModelInfo, ctx: usize, what: &str) {
+    let trained = info.context;
+    if trained > 0 && ctx > trained && program.max_positions().is_none() {
+        note(format_args!("note: the model was trained for {trained} tokens of context, {what} {ctx}"));
+    }
+}
+
 /// Times from the file to an engine that can run.
 #[derive(Clone, Copy, Default)]
 pub struct LoadTimes {

@@ -288,7 +288,8 @@ fn selfcheck_of_float_weights_compares_with_the_exact_reference() {
     assert_eq!((&json["rounds_activations"], &json["agrees"]), (&false.into(), &true.into()), "{json}");
     for part in ["operations", "text"] {
         let (against, bounds) = (&json[part]["against"], &json[part]["tolerance"]);
-        assert_eq!((against, &bounds["top1"]), (&"reference".into(), &0.999.into()), "{json}");
+        assert_eq!((against, &bounds["mean_kl"]), (&"reference".into(), &1e-6.into()), "{json}");
+        assert_eq!(json[part]["missed"], serde_json::json!([]), "{json}");
     }
 }
 
@@ -311,13 +312,23 @@ fn bench_measures_without_a_tokenizer() {
     for field in ["load_s", "weight_bytes_per_token", "resident_bytes"] {
         assert!(json[field].as_f64().is_some_and(|v| v > 0.0), "{field}: {json}");
     }
+    let isa = user.run(&["devices", "--json"]).json()["devices"][0]["isa"].clone();
+    assert_eq!((&json["isa"], &json["threads"]), (&isa, &2.into()), "{json}");
+    let reference = ["-p", "2", "-n", "0", "-r", "1", "--backend", "reference", "--json"];
+    assert_eq!(user.run(&[&["bench", &model], &reference[..]].concat()).json()["isa"], Value::Null);
     let quantized =
         user.run(&["bench", &model, "-p", "0", "-n", "2", "-r", "1", "--quantize", "f16", "--json"]);
     let (full, half) = (&json["weight_bytes_per_token"], &quantized.json()["weight_bytes_per_token"]);
     assert!(half.as_f64() < full.as_f64().map(|v| v * 0.6), "{half} {full}");
     let text = user.run(&["bench", &model, "-p", "4", "-n", "2", "-r", "1"]).fine().stdout;
     assert!(text.starts_with("TEST") && text.contains("\npp4 ") && text.contains("\ntg2 "), "{text}");
+    let told = format!("cpu {}, ", isa.as_str().expect("a name"));
+    assert!(text.contains(&told), "no {told} in {text}");
     user.run(&["bench", &model, "-p", "0", "-n", "0"]).fails(2, &["nothing to measure"]);
+    user.run(&["bench", &model, "-n", "0", "--batch", "4"]).fails(2, &["--batch", "-n 0"]);
+    user.run(&["bench", &model, "-n", "0", "--depth", "64"]).fails(2, &["--depth", "-n 0"]);
+    user.run(&["bench", &model, "-n", "4", "--batch", "4,1,4"]).fails(2, &["tg4@b4 twice"]);
+    user.run(&["bench", &model, "-n", "4", "--depth", "3,16"]).fails(2, &["tg4@d16 twice", "blocks of 16"]);
     user.run(&["bench", &model, "-r", "0"]).fails(2, &["at least 1"]);
     user.run(&["bench", &path("gpt2"), "-p", "9999"]).fails(1, &["10000", "positions"]);
 }

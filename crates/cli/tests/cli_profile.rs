@@ -150,7 +150,39 @@ fn limits_are_kept_for_this_machine_only() {
     assert_eq!(limits(&[]), Value::Null);
     assert!(user.run(&["devices"]).fine().stdout.contains("devices --measure"));
     user.run(&["devices", "--seconds", "1"]).fails(2, &["--measure"]);
+    user.run(&["devices", "--forget"]).fails(2, &["--measure"]);
     user.run(&["devices", "--measure", "--seconds", "0"]).fails(2, &["0.01"]);
+}
+
+/// A machine that is busy while it is measured does not forget what it can do, unless it is told to.
+#[test]
+fn larger_limits_are_kept() {
+    let user = User::new();
+    let measure = ["devices", "--measure", "--seconds", "0.01", "--threads", "1", "--json"];
+    let limits = |ran: Ran| ran.json()["devices"][0]["limits"].clone();
+    user.run(&measure).fine();
+    let file = user.path("store/limits.json");
+    let mut kept: Value = serde_json::from_slice(&fs::read(&file).expect("the file")).expect("JSON");
+    assert!(kept["measured"][0]["machine"]["design"].is_string(), "{kept}");
+    let limit = &mut kept["measured"][0]["limits"];
+    limit["memory_read_bytes_s"] = serde_json::json!({ "best": 1e15, "median": 9e14 });
+    limit["float_ops_s"] = serde_json::json!({ "best": 1.0, "median": 1.0 });
+    fs::write(&file, kept.to_string()).expect("written");
+    let again = user.run(&measure).fine();
+    assert!(
+        again.stderr.contains("memory read: 1000000.0 GB/s of an earlier time are kept"),
+        "{}",
+        again.stderr
+    );
+    assert!(!again.stderr.contains("floats: 0.0"), "{}", again.stderr);
+    let again = limits(again);
+    assert_eq!(number(&again["memory_read_bytes_s"]["best"]), 1e15);
+    assert!(number(&again["float_ops_s"]["best"]) > 1e6, "{again}");
+    let anew = user.run(&[&measure[..], &["--forget"]].concat()).fine();
+    assert!(!anew.stderr.contains("earlier"), "{}", anew.stderr);
+    let anew = limits(anew);
+    assert!(number(&anew["memory_read_bytes_s"]["best"]) < 1e14, "{anew}");
+    assert_eq!(limits(user.run(&["devices", "--threads", "1", "--json"])), anew);
 }
 
 #[test]

@@ -38,6 +38,11 @@ fn the_answer_is_on_stdout_and_all_else_on_stderr() {
     let reason = json["reason"].as_str().expect("a reason");
     assert!(reason == "end" || (reason == "length" && tokens == 12), "{json}");
     assert!(json["timings"]["first_token_s"].as_f64() > json["timings"]["load_s"].as_f64(), "{json}");
+    assert!(json["backend"] == "cpu" && json["isa"].is_string() && json["threads"].is_u64(), "{json}");
+    let scalar = crate::json(&user, &[&model, "Hello there", "--isa", "scalar"]);
+    assert_eq!((&scalar["isa"], &scalar["threads"]), (&"scalar".into(), &2.into()), "{scalar}");
+    let reference = crate::json(&user, &[&model, "Hello there", "--backend", "reference"]);
+    assert_eq!((&reference["isa"], &reference["threads"]), (&Value::Null, &1.into()), "{reference}");
 }
 
 #[test]

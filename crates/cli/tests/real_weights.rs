@@ -54,6 +54,20 @@ fn check(expected: &Expected) {
     assert_eq!(report["hash"], expected.cpu_hash, "{report}");
 }
 
+/// A right machine is not condemned for what chance does to few positions.
+#[test]
+fn selfcheck_of_few_tokens_agrees() {
+    for tokens in ["64", "256"] {
+        let report = exotherm(&["selfcheck", "smollm2", "--tokens", tokens, "--json"]);
+        assert_eq!(report["agrees"], true, "{report}");
+        assert_eq!(report["text"]["missed"], serde_json::json!([]), "{report}");
+        let top1 = &report["text"]["tolerance"]["top1"];
+        assert!(top1.as_f64().is_some_and(|bound| (0.88..0.925).contains(&bound)), "{report}");
+        let error = report["worst_op"]["error"].as_f64();
+        assert!(error.is_some_and(|error| error < 3e-3), "{report}");
+    }
+}
+
 fn continuations(expected: &Expected) {
     for (options, continuation) in [
         (&["--backend", "cpu", "--threads", "2"][..], expected.cpu_continuation),

@@ -114,13 +114,21 @@ impl Work {
     }
 
     /// Holds all ways to run it to one another bit for bit and to the reference within `allowed`.
-    fn check(&self, allowed: f32) {
-        let backends = [1, 2, 3].map(CpuBackend::new);
+    fn check(&self, levels: &[&str], allowed: f32) {
         let oracle = self.run(&ReferenceBackend, &self.alone());
+        levels.iter().for_each(|level| self.check_level(level, &oracle, allowed));
+    }
+
+    fn check_level(&self, level: &str, oracle: &[Vec<Vec<f32>>], allowed: f32) {
+        let backends = [1, 2, 3].map(|threads| CpuBackend::with_level(threads, level).unwrap());
         let alone = self.run(&backends[0], &self.alone());
         let pairs = oracle.iter().flatten().flatten().zip(alone.iter().flatten().flatten());
         for (i, (want, have)) in pairs.enumerate() {
-            assert!((want - have).abs() <= allowed, "{:?}: {have}, not {want}, at {i}", self.model);
+            assert!(
+                (want - have).abs() <= allowed,
+                "{:?} at {level}: {have}, not {want}, at {i}",
+                self.model
+            );
         }
         for (backend, (rows, singles)) in backends.iter().zip([(1000, 3), (117, 9), (50, 70)]) {
             let chunked = self.run(backend, &self.chunked(rows, singles));
@@ -131,7 +139,7 @@ impl Work {
             assert_eq!(
                 differs,
                 None,
-                "{:?} in chunks of {rows} on {} threads",
+                "{:?} at {level} in chunks of {rows} on {} threads",
                 self.model,
                 backend.threads()
             );
@@ -153,23 +161,33 @@ fn bits(row: &[f32]) -> Vec<u32> {
 
 /// The lengths on both sides of the first border, and some way past several.
 const LENGTHS: [usize; 4] = [257, 1000, 300, 40];
+/// The same, past one border: work goes with the square of the longest, and there are several levels.
+const SHORTER: [usize; 3] = [257, 380, 40];
+
+/// At the best level with those lengths, at every other with shorter ones.
+fn check(model: Model, lengths: &[usize], allowed: f32) {
+    let best = CpuBackend::new(1).level();
+    Work::new(model, lengths).check(&[best], allowed);
+    let others: Vec<_> = CpuBackend::levels().filter(|level| *level != best).collect();
+    Work::new(model, &SHORTER).check(&others, allowed);
+}
 
 /// Means of values up to 1 with weights that are as exact as scores of about 3.
 const ALLOWED: f32 = 5e-6;
 
 #[test]
 fn rows_agree_with_the_reference_and_are_independent() {
-    Work::new(PLAIN, &LENGTHS).check(ALLOWED);
-    Work::new(Model { kv_type: KvType::F16, sinks: true, dim: 32, ..PLAIN }, &LENGTHS).check(ALLOWED);
+    check(PLAIN, &LENGTHS, ALLOWED);
+    check(Model { kv_type: KvType::F16, sinks: true, dim: 32, ..PLAIN }, &LENGTHS, ALLOWED);
 }
 
 #[test]
 fn windows_cross_the_borders_of_parts() {
     for (window, kv_type) in [(3, KvType::F16), (100, KvType::F32), (256, KvType::F16), (300, KvType::F32)] {
-        Work::new(Model { window: Some(window), kv_type, ..PLAIN }, &LENGTHS).check(ALLOWED);
+        check(Model { window: Some(window), kv_type, ..PLAIN }, &LENGTHS, ALLOWED);
     }
     let all = Model { window: Some(513), soft_cap: Some(3.0), sinks: true, dim: 80, ..PLAIN };
-    Work::new(all, &LENGTHS).check(ALLOWED);
+    check(all, &LENGTHS, ALLOWED);
 }
 
 /// Scores up to 1e4 and more: one or two positions take all the weight, and where the nearest two are close, the
@@ -177,6 +195,6 @@ fn windows_cross_the_borders_of_parts() {
 #[test]
 fn large_scores_are_stable() {
     for (magnitude, sinks) in [(50.0, false), (50.0, true)] {
-        Work::new(Model { magnitude, sinks, ..PLAIN }, &[300, 600]).check(4e-3);
+        check(Model { magnitude, sinks, ..PLAIN }, &[300, 600], 4e-3);
     }
 }

@@ -25,14 +25,19 @@ fn logits(executor: &mut dyn Executor) -> Vec<u32> {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    let backends = [1, 2, 3, 5, 16].map(CpuBackend::new);
-    for kind in [Kind::Dense, Kind::Experts, Kind::Recurrent] {
-        for seed in 0..6 {
-            let program = programs::draw(kind, seed);
-            let on = |backend: &CpuBackend| logits(backend.compile(&program, &LIMITS).unwrap().as_mut());
-            let one = on(&backends[0]);
-            for backend in &backends[1..] {
-                assert!(on(backend) == one, "{kind:?} {seed} differs on {} threads", backend.threads());
+    let levels = CpuBackend::levels().count() as u64;
+    for (i, level) in (0..).zip(CpuBackend::levels()) {
+        let backends = [1, 2, 3, 5, 16].map(|threads| CpuBackend::with_level(threads, level).unwrap());
+        for kind in [Kind::Dense, Kind::Experts, Kind::Recurrent] {
+            // Each level has other programs, so that all together are not many more than one level alone would have.
+            for seed in (i..6u64.max(2 * levels)).step_by(levels as usize) {
+                let program = programs::draw(kind, seed);
+                let on = |backend: &CpuBackend| logits(backend.compile(&program, &LIMITS).unwrap().as_mut());
+                let one = on(&backends[0]);
+                for backend in &backends[1..] {
+                    let threads = backend.threads();
+                    assert!(on(backend) == one, "{kind:?} {seed} differs on {threads} threads at {level}");
+                }
             }
         }
     }

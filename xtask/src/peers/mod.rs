@@ -100,12 +100,11 @@ impl Options {
     /// The comparisons that are asked for.
     fn rows(&self) -> Result<Vec<&'static Row>> {
         let asked = |row: &&Row| self.models.is_empty() || self.models.iter().any(|m| row.file.contains(m));
-        let rows: Vec<_> = ROWS.iter().filter(asked).collect();
-        if rows.is_empty() {
+        if let Some(unknown) = self.models.iter().find(|m| !ROWS.iter().any(|row| row.file.contains(*m))) {
             let names: Vec<_> = models::FILES.iter().map(|(name, _)| *name).collect();
-            bail!("no model's name holds any of {:?}; there are {}", self.models, names.join(", "));
+            bail!("no model's name holds {unknown:?}; there are {}", names.join(", "));
         }
-        Ok(rows)
+        Ok(ROWS.iter().filter(asked).collect())
     }
 }
 
@@ -439,8 +438,10 @@ mod tests {
         ] {
             assert!(Options::parse(wrong).is_err(), "{wrong:?}");
         }
-        let unknown = Options::parse(&["--models", "gpt5"]).expect("read").rows();
-        assert!(unknown.is_err_and(|e| e.to_string().contains("smollm2.q4_1")));
+        for models in ["gpt5", "smollm2.q4_1,gpt5"] {
+            let unknown = Options::parse(&["--models", models]).expect("read").rows();
+            assert!(unknown.is_err_and(|e| e.to_string().contains("\"gpt5\"; there are smollm2.q4_1")));
+        }
     }
 
     #[test]

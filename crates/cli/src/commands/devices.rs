@@ -1,7 +1,7 @@
 //! `exotherm devices`: what there is to compute on, and how fast it is at most.
 
 use anyhow::Result;
-use exotherm_kernels::cpu::CpuBackend;
+use exotherm_kernels::cpu::{CpuBackend, Speed};
 use serde_json::{Value, json};
 
 use crate::args::{IsaArg, ThreadArgs, seconds};
@@ -13,14 +13,18 @@ use crate::{machine, model, output};
 ///
 /// With --measure, how fast memory is read and how many operations on integers and floats the threads make at most:
 /// the limits to which `exotherm profile` compares a model. They are kept for the processor, number of threads and
-/// instruction level for which they were measured. Measure on an idle machine.
+/// instruction level for which they were measured. Measure on an idle machine. Of what was measured before and now the
+/// larger figures are kept; --forget begins anew.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Measure this machine's limits and keep them
     #[arg(long)]
     measure: bool,
-    /// Seconds that each of the three limits is measured for
+    /// Keep what is measured now, though larger figures are known
+    #[arg(long, requires = "measure")]
+    forget: bool,
+    /// Seconds that each limit is measured for
     #[arg(long, value_name = "S", default_value_t = SECONDS, value_parser = seconds, requires = "measure")]
     seconds: f64,
     #[command(flatten)]
@@ -36,13 +40,14 @@ const EXAMPLES: &str = "\
 Examples:
   exotherm devices
   exotherm devices --measure
+  exotherm devices --measure --forget
   exotherm devices --measure --threads 1 --isa avx2 --seconds 3
   exotherm devices --json";
 
 pub fn run(args: &Args) -> Result<()> {
     let backend = model::cpu_backend(args.threads.count(), &args.isa)?;
     let limits = match args.measure {
-        true => Some(measured(&backend, args.seconds)?),
+        true => Some(measured(&backend, args.seconds, args.forget)?),
         false => Limits::cached(&backend),
     };
     match args.json {
@@ -51,13 +56,46 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Measures and keeps. Where there is no place to keep them, they are good for this once.
-pub fn measured(backend: &CpuBackend, seconds: f64) -> Result<Limits> {
-    let limits = Limits::measure(backend, seconds)?;
+/// Measures, and keeps of what was known before and is now the larger unless that is to be forgotten. Where there is no
+/// place to keep them, they are good for this once.
+pub fn measured(backend: &CpuBackend, seconds: f64, forget: bool) -> Result<Limits> {
+    // Our own threads have no part in it yet.
+    let load = machine::load_average();
+    let now = Limits::measure(backend, seconds)?;
+    note_if_busy(load, &now);
+    let limits = match Limits::cached(backend).filter(|_| !forget) {
+        Some(older) => now.or_larger(older),
+        None => now,
+    };
+    let giga = |speed: Speed| speed.best / 1e9;
+    for ((name, now, unit), (_, kept, _)) in
+        now.each().zip(limits.each()).filter(|(now, kept)| now.1 != kept.1)
+    {
+        note(format_args!(
+            "note: {name}: {:.1} {unit} of an earlier time are kept, {:.1} were reached now (--forget begins anew)",
+            giga(kept),
+            giga(now),
+        ));
+    }
     if let Err(error) = limits.keep(backend) {
         note(format_args!("note: what was measured is not kept: {error:#}"));
     }
     Ok(limits)
+}
+
+/// Says so where others took a part of the machine while it was measured.
+fn note_if_busy(load: Option<f64>, limits: &Limits) {
+    let cores = machine::logical_cores();
+    if let Some(load) = load.filter(|load| *load > cores as f64) {
+        note(format_args!("note: the machine is busy: its load is {load:.1} on {cores} hardware threads"));
+    }
+    let unsteady = limits.unsteady();
+    if !unsteady.is_empty() {
+        note(format_args!(
+            "note: {}: half of the time it went much slower than at its best; the limit may be higher yet",
+            unsteady.join(", ")
+        ));
+    }
 }
 
 fn as_json(backend: &CpuBackend, limits: Option<Limits>) -> Value {
@@ -100,14 +138,7 @@ fn as_text(backend: &CpuBackend, limits: Option<Limits>) -> String {
                 backend.threads(),
                 backend.level()
             ));
-            let rows = [
-                ("memory read", Some(limits.read), "GB/s"),
-                ("integers", Some(limits.integer), "GOP/s"),
-                ("pairs of BF16", limits.pair, "GFLOP/s"),
-                ("floats", Some(limits.float), "GFLOP/s"),
-            ];
-            for (what, speed, unit) in rows {
-                let Some(speed) = speed else { continue };
+            for (what, speed, unit) in limits.each() {
                 let (best, median) = (speed.best / 1e9, speed.median / 1e9);
                 lines.push(format!("  {what:<13} {best:8.1} ({median:.1}) {unit}"));
             }

@@ -12,8 +12,8 @@ use crate::output::Out;
 /// Print the logits after given tokens
 ///
 /// Needs no tokenizer. Activations that meet weights of floats are not rounded, not even where `run` would round them to
-/// BF16, unless a level that does so is asked for (--isa avx512bf16). With --json every number is printed in the fewest digits that read back as the same f32; rows are
-/// printed as they are made.
+/// BF16, unless a level that does so is asked for (--isa avx512bf16). With --json every number is printed in the fewest
+/// digits that read back as the same f32; rows are printed as they are made.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

@@ -87,6 +87,8 @@ pub struct Session {
     pub ctx: usize,
     pub times: LoadTimes,
     pub load: Duration,
+    /// The instruction level, of a backend that has a choice.
+    pub isa: Option<&'static str>,
     /// Whether prompts go through the chat template.
     pub templated: bool,
 }
@@ -155,7 +157,7 @@ fn begin(args: &Args, cx: &Context, model_name: &str) -> Result<Session> {
     let times = LoadTimes { open, record: begin.elapsed() - open, ..LoadTimes::default() };
     let ctx = model::context(&model.program, &model.info, args.ctx);
     let config = EngineConfig { kv_type: args.kv_type, ..EngineConfig::new(ctx) };
-    let backend = model::backend(&args.compute)?;
+    let (backend, level) = model::backend_and_level(&args.compute)?;
     let ready = model::make_ready(checkpoint, model.program, &*backend, config, times)?;
     let Ready { engine, tokenizer, stop_tokens, times } = ready;
     let templated = !args.raw
@@ -181,6 +183,7 @@ fn begin(args: &Args, cx: &Context, model_name: &str) -> Result<Session> {
         ctx,
         times,
         load: begin.elapsed(),
+        isa: args.compute.isa_of(level),
         templated,
     })
 }
@@ -260,7 +263,7 @@ fn once(args: &Args, cx: &Context, session: &mut Session, prompt: &str) -> Resul
     let answer = answer(&mut session.engine, request, &mut watcher)?;
     let summary = session.summary(&answer, cx.started);
     if args.json {
-        print_json(session, &answer, &summary, seed)?;
+        print_json(args, session, &answer, &summary, seed)?;
     } else if !answer.text.ends_with('\n') {
         out.line("")?;
         out.flush()?;
@@ -273,11 +276,20 @@ fn once(args: &Args, cx: &Context, session: &mut Session, prompt: &str) -> Resul
     }
 }
 
-fn print_json(session: &Session, answer: &Answer, summary: &RunSummary, seed: u64) -> Result<()> {
+fn print_json(
+    args: &Args,
+    session: &Session,
+    answer: &Answer,
+    summary: &RunSummary,
+    seed: u64,
+) -> Result<()> {
     let seconds = |d: Duration| d.as_secs_f64();
     let times = &session.times;
     output::json(&json!({
         "model": session.model,
+        "backend": args.compute.backend.name(),
+        "isa": session.isa,
+        "threads": args.compute.threads(),
         "text": answer.text,
         "tokens": answer.tokens,
         "reason": answer.reason.name(),

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow, bail, ensure};
 use exotherm_engine::{Engine, EngineError, Event, Request};
 use exotherm_kernels::profile::{Part, parts};
-use exotherm_kernels::{BackendError, KvType, Program};
+use exotherm_kernels::{BLOCK, Backend, BackendError, KvType, Program};
 use exotherm_models::{Model, ModelInfo};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::Context;
 use crate::args::{ComputeArgs, Numbers, QuantizeArg, kv_types, positive};
 use crate::model;
-use crate::output::{self, Interrupted, note};
+use crate::output::{self, Interrupted};
 
 use split::Split;
 
@@ -42,12 +42,12 @@ pub struct Args {
     /// Tokens to write; 0: leave this test out
     #[arg(short = 'n', long = "generate", value_name = "N", default_value_t = 128)]
     generate: usize,
-    /// Sequences that write at a time; several numbers: a test for each
-    #[arg(short = 'b', long, value_name = "N,...", default_value = "1", value_parser = batches)]
-    batch: Numbers<usize>,
-    /// Tokens in the context before writing begins; several numbers: a test for each
-    #[arg(short = 'd', long, value_name = "N,...", default_value = "0")]
-    depth: Numbers<usize>,
+    /// Sequences that write at a time; several numbers: a test for each [default: 1]
+    #[arg(short = 'b', long, value_name = "N,...", value_parser = batches)]
+    batch: Option<Numbers<usize>>,
+    /// Tokens in the context before writing begins; several numbers: a test for each [default: 0]
+    #[arg(short = 'd', long, value_name = "N,...")]
+    depth: Option<Numbers<usize>>,
     /// Measured runs of each test
     #[arg(short = 'r', long = "repeat", value_name = "N", default_value_t = 5, value_parser = positive)]
     repeat: usize,
@@ -130,34 +130,51 @@ impl Test {
     }
 }
 
-/// The tests that the options name, prompts first.
-fn tests(args: &Args) -> Vec<Test> {
-    let mut kinds = Vec::new();
-    if args.prompt > 0 {
-        kinds.push(Kind::Prompt(args.prompt));
+impl Args {
+    fn batches(&self) -> &[usize] {
+        self.batch.as_ref().map_or(&[1], |batch| &batch.0)
     }
-    let tokens = args.generate;
-    if tokens > 0 {
-        for &depth in &args.depth.0 {
-            let depth = model::whole_blocks(depth);
-            kinds.extend(args.batch.0.iter().map(|&batch| Kind::Generate { tokens, batch, depth }));
+
+    /// The tests that the options name, prompts first. An option that changes none of them is an error, and so is a test
+    /// that is asked for twice.
+    fn tests(&self) -> Result<Vec<Test>> {
+        let mut kinds = Vec::new();
+        if self.prompt > 0 {
+            kinds.push(Kind::Prompt(self.prompt));
         }
+        let tokens = self.generate;
+        let depths = self.depth.as_ref().map_or(&[0][..], |depth| &depth.0);
+        if tokens > 0 {
+            for &depth in depths {
+                let depth = model::whole_blocks(depth);
+                kinds.extend(self.batches().iter().map(|&batch| Kind::Generate { tokens, batch, depth }));
+            }
+        }
+        let tests: Vec<Test> = kinds.into_iter().map(Test::new).collect();
+        let unused = [("--batch", self.batch.is_some()), ("--depth", self.depth.is_some())];
+        let twice = (1..tests.len()).find(|&i| tests[..i].iter().any(|test| test.name == tests[i].name));
+        let wrong = if tests.is_empty() {
+            "-p 0 -n 0 leaves nothing to measure".into()
+        } else if let Some((option, _)) = unused.iter().find(|(_, given)| *given && tokens == 0) {
+            format!("{option} is about writing, which -n 0 leaves out")
+        } else if let Some(i) = twice {
+            format!("--batch and --depth (in whole blocks of {BLOCK}) ask for {} twice", tests[i].name)
+        } else {
+            return Ok(tests);
+        };
+        Err(output::UsageError(wrong).into())
     }
-    kinds.into_iter().map(Test::new).collect()
 }
 
 pub fn run(args: &Args, cx: &Context) -> Result<()> {
-    let mut tests = tests(args);
-    if tests.is_empty() {
-        return Err(output::UsageError("-p 0 -n 0 leaves nothing to measure".into()).into());
-    }
+    let mut tests = args.tests()?;
     let begin = Instant::now();
     let mut checkpoint = model::open(cx, &args.model)?;
     let model = model::record(&mut checkpoint, args.quantize.quantize)?;
     checkpoint.give_back();
     drop(checkpoint);
-    let threads = args.compute.threads();
-    let mut engine = engine(args, &model, &tests)?;
+    let (backend, level) = model::backend_and_level(&args.compute)?;
+    let mut engine = engine(args, &model, &tests, &*backend)?;
     let load_s = begin.elapsed().as_secs_f64();
     let (vocab, weight_bytes) = (model.program.vocab(), weight_bytes_per_token(&model.program));
     let parts = parts(&model.program);
@@ -166,30 +183,26 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     let mut bench =
         Bench { engine: &mut engine, cx, vocab, contexts: Vec::new(), steps: 0, op_nanos: Vec::new() };
     for test in &mut tests {
-        let split = args.batch.0.len() > 1 && matches!(test.kind, Kind::Generate { .. });
+        let split = args.batches().len() > 1 && matches!(test.kind, Kind::Generate { .. });
         bench.measure(test, args.repeat, split.then_some(&parts))?;
     }
-    if args.json {
-        return output::json(&as_json(args, &model.info, &tests, threads, load_s, weight_bytes));
+    let ran = Ran { args, tests, isa: args.compute.isa_of(level), load_s, weight_bytes };
+    match args.json {
+        true => output::json(&ran.as_json(&model.info)),
+        false => ran.print_table(),
     }
-    print_table(args, &tests, threads, load_s, weight_bytes)
 }
 
 /// An engine with room for every test.
-fn engine(args: &Args, model: &Model, tests: &[Test]) -> Result<Engine> {
+fn engine(args: &Args, model: &Model, tests: &[Test], backend: &dyn Backend) -> Result<Engine> {
     let ctx = tests.iter().map(Test::context).max().unwrap_or(1);
     let batch = tests.iter().map(Test::batch).max().unwrap_or(1);
     if let Some(most) = model.program.max_positions().filter(|&most| ctx > most) {
         bail!("this model has {most} positions, the tests need {ctx}; give smaller -p, -n and --depth");
     }
-    let trained = model.info.context;
-    if trained > 0 && ctx > trained && model.program.max_positions().is_none() {
-        note(format_args!(
-            "note: the model was trained for {trained} tokens of context, the tests reach {ctx}"
-        ));
-    }
+    model::note_if_untrained(&model.program, &model.info, ctx, "the tests reach");
     let config = model::measured_config(ctx, batch, args.kv_type);
-    let engine = Engine::new(&model.program, &*model::backend(&args.compute)?, config);
+    let engine = Engine::new(&model.program, backend, config);
     engine.map_err(|error| match error {
         EngineError::Memory { .. } | EngineError::Backend(BackendError::Memory { .. }) => anyhow!(
             "no room for {batch} sequences of {ctx} tokens; smaller -p, -n, --batch and --depth need less"
@@ -345,17 +358,21 @@ fn median(samples: &[f64]) -> f64 {
     if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
 }
 
-fn as_json(
-    args: &Args,
-    info: &ModelInfo,
-    tests: &[Test],
-    threads: usize,
+/// What came of the tests, and with what.
+struct Ran<'a> {
+    args: &'a Args,
+    tests: Vec<Test>,
+    /// None for a backend that has no choice of instructions.
+    isa: Option<&'static str>,
     load_s: f64,
     weight_bytes: usize,
-) -> Value {
-    let tests: Vec<_> = tests
-        .iter()
-        .map(|test| {
+}
+
+impl Ran<'_> {
+    fn as_json(&self, info: &ModelInfo) -> Value {
+        let args = self.args;
+        let threads = args.compute.threads();
+        let test = |test: &Test| {
             json!({
                 "test": test.name,
                 "tok_s": median(&test.samples),
@@ -365,52 +382,59 @@ fn as_json(
                 "depth": test.depth(),
                 "split": test.split.as_ref().map(Split::as_json),
             })
+        };
+        let resident = exotherm_observe::resident_bytes();
+        json!({
+            "model": args.model,
+            "family": info.family,
+            "parameters": info.parameters,
+            "backend": args.compute.backend.name(),
+            "isa": self.isa,
+            "threads": threads,
+            "kv_type": args.kv_type.name(),
+            "quantize": args.quantize.quantize.map(|to| to.name()),
+            "tests": self.tests.iter().map(test).collect::<Vec<_>>(),
+            "load_s": self.load_s,
+            "weight_bytes_per_token": self.weight_bytes,
+            "resident_bytes": resident.map(|r| r.current),
+            "peak_resident_bytes": resident.map(|r| r.peak),
         })
-        .collect();
-    let resident = exotherm_observe::resident_bytes();
-    json!({
-        "model": args.model,
-        "family": info.family,
-        "parameters": info.parameters,
-        "backend": args.compute.backend.name(),
-        "kv_type": args.kv_type.name(),
-        "quantize": args.quantize.quantize.map(|to| to.name()),
-        "tests": tests,
-        "load_s": load_s,
-        "weight_bytes_per_token": weight_bytes,
-        "resident_bytes": resident.map(|r| r.current),
-        "peak_resident_bytes": resident.map(|r| r.peak),
-    })
-}
+    }
 
-fn print_table(args: &Args, tests: &[Test], threads: usize, load_s: f64, weight_bytes: usize) -> Result<()> {
-    let compares = args.batch.0.len() > 1;
-    let mut rows = vec![["TEST", "TOK/S", "MIN", "MAX"].map(String::from).to_vec()];
-    if compares {
-        rows[0].push("SCALE".into());
-    }
-    for test in tests {
-        let fold = |f: fn(f64, f64) -> f64, start: f64| test.samples.iter().copied().fold(start, f);
-        let numbers = [median(&test.samples), fold(f64::min, f64::INFINITY), fold(f64::max, 0.0)];
-        let mut row = vec![test.name.clone()];
-        row.extend(numbers.map(|n| format!("{n:.1}")));
+    fn print_table(&self) -> Result<()> {
+        let Ran { args, tests, load_s, .. } = self;
+        let compares = args.batches().len() > 1;
+        let mut rows = vec![["TEST", "TOK/S", "MIN", "MAX"].map(String::from).to_vec()];
         if compares {
-            row.push(scale(tests, test).map_or_else(String::new, |scale| format!("{scale:.2}")));
+            rows[0].push("SCALE".into());
         }
-        rows.push(row);
+        for test in tests {
+            let fold = |f: fn(f64, f64) -> f64, start: f64| test.samples.iter().copied().fold(start, f);
+            let numbers = [median(&test.samples), fold(f64::min, f64::INFINITY), fold(f64::max, 0.0)];
+            let mut row = vec![test.name.clone()];
+            row.extend(numbers.map(|n| format!("{n:.1}")));
+            if compares {
+                row.push(scale(tests, test).map_or_else(String::new, |scale| format!("{scale:.2}")));
+            }
+            rows.push(row);
+        }
+        let resident =
+            exotherm_observe::resident_bytes().map_or("unknown".into(), |r| output::size(r.current));
+        let splits: Vec<_> =
+            tests.iter().filter_map(|t| Some((t.name.as_str(), t.split.as_ref()?))).collect();
+        output::text(format_args!(
+            "{}{}\n\n{}{}, {} threads, kv {}, {} runs each\nload {load_s:.3} s, weights read per token {}, \
+             resident memory {resident}",
+            output::table(&rows),
+            split::as_text(&splits),
+            args.compute.backend.name(),
+            self.isa.map_or(String::new(), |isa| format!(" {isa}")),
+            args.compute.threads(),
+            args.kv_type.name(),
+            args.repeat,
+            output::size(self.weight_bytes as u64),
+        ))
     }
-    let resident = exotherm_observe::resident_bytes().map_or("unknown".into(), |r| output::size(r.current));
-    let kind = args.compute.backend.name();
-    let splits: Vec<_> = tests.iter().filter_map(|t| Some((t.name.as_str(), t.split.as_ref()?))).collect();
-    output::text(format_args!(
-        "{}{}\n\n{kind}, {threads} threads, kv {}, {} runs each\nload {load_s:.3} s, weights read per token {}, \
-         resident memory {resident}",
-        output::table(&rows),
-        split::as_text(&splits),
-        args.kv_type.name(),
-        args.repeat,
-        output::size(weight_bytes as u64),
-    ))
 }
 
 /// How fast a test is next to the first with as much context before it.

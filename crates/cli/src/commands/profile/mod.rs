@@ -7,7 +7,8 @@ use anyhow::{Result, anyhow, bail};
 use exotherm_engine::{Engine, EngineError};
 use exotherm_kernels::cpu::{CpuBackend, Speed};
 use exotherm_kernels::profile::WorkCounter;
-use exotherm_kernels::{BackendError, KvType, Program};
+use exotherm_kernels::{Backend, BackendError, KvType};
+use exotherm_models::Model;
 
 use crate::args::{BackendKind, ComputeArgs, QuantizeArg, kv_types, positive};
 use crate::commands::devices;
@@ -20,9 +21,10 @@ use report::Report;
 
 /// Show where a model's time goes, op by op, and which limit of the machine it meets
 ///
-/// Reads a prompt of -p tokens and writes -n tokens behind such a prompt (rounded up to whole blocks of 16), each phase by
-/// itself, once unmeasured and then -r times; the run of median length is shown. TIME is wall time between the ends of two ops, with all threads; what is spent
-/// outside of ops (sampling, planning, waking threads) is `other`, and the parts sum to the total.
+/// Reads a prompt of -p tokens and writes -n tokens behind such a prompt (rounded up to whole blocks of 16), each phase
+/// by itself, once unmeasured and then -r times; the run of median length is shown. TIME is wall time between the ends
+/// of two ops, with all threads; what is spent outside of ops (sampling, planning, waking threads) is `other`, and the
+/// parts sum to the total.
 ///
 /// BYTES are the weights and the state (keys, values, recurrent state) that the step needs, each counted once, or the
 /// activations of an op that has neither; of a mixture of experts as many as were routed to at most. OPS are
@@ -102,7 +104,7 @@ impl Machine {
                     backend.threads(),
                     backend.level(),
                 ));
-                devices::measured(&backend, SECONDS)?
+                devices::measured(&backend, SECONDS, false)?
             }
         };
         let before = limits::read_speed(&backend, BRIEFLY)?;
@@ -124,7 +126,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     drop(checkpoint);
     let backend = model::backend(&args.compute)?;
     let work = WorkCounter::new(&model.program, args.kv_type, backend.activations());
-    let mut engine = engine(args, &model.program, &*backend)?;
+    let mut engine = engine(args, &model, &*backend)?;
     let (vocab, weight_bytes) = (model.program.vocab(), model.program.weight_bytes());
     // The weights of the file are laid out by now; those made at load would count twice.
     let program = model.program.without_weights(&|_| false);
@@ -141,12 +143,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     }
 }
 
-fn engine(args: &Args, program: &Program, backend: &dyn exotherm_kernels::Backend) -> Result<Engine> {
+fn engine(args: &Args, model: &Model, backend: &dyn Backend) -> Result<Engine> {
+    let program = &model.program;
     // The last token is not run, but has its place in the context.
     let ctx = model::whole_blocks(args.prompt).saturating_add(args.generate).saturating_add(1);
     if let Some(most) = program.max_positions().filter(|&most| ctx > most) {
         bail!("this model has {most} positions, the profile needs {ctx}; give smaller -p and -n");
     }
+    model::note_if_untrained(program, &model.info, ctx, "the profile reaches");
     let config = model::measured_config(ctx, args.batch, args.kv_type);
     Engine::new(program, backend, config).map_err(|error| match error {
         EngineError::Memory { .. } | EngineError::Backend(BackendError::Memory { .. }) => {
