@@ -212,6 +212,9 @@ impl Prepared {
 }
 
 pub fn run(root: &Path, options: &Options) -> Result<()> {
+    if options.write && !options.models.is_empty() {
+        bail!("--write keeps the whole table; without --models all of it is measured");
+    }
     let rows = options.rows()?;
     let Prepared { scripts, python, exotherm, mut peer, about } = Prepared::new(root, options)?;
     println!("{about}");
@@ -271,10 +274,12 @@ fn about(exotherm: &Exotherm, peer: &mut Peer, options: &Options) -> Result<Stri
             "this llama-cpp-python is built with OpenMP ({openmp:?}); build it from source with {CMAKE_ARGS}"
         );
     }
+    let devices = exotherm.json(&["devices"])?;
+    let level = devices["devices"][0]["isa"].as_str().context("devices tells no level")?;
     let word = |name: &str| info[name].as_str().unwrap_or("unknown").trim().to_string();
     let Options { pairs, threads, .. } = options;
     Ok(format!(
-        "- {}\n- {}\n- {}; llama-cpp-python {}, built from source with `{CMAKE_ARGS}`: neither its libraries nor \
+        "- {}\n- {}\n- {} at {level}; llama-cpp-python {}, built from source with `{CMAKE_ARGS}`: neither its libraries nor \
          llama_print_system_info name OpenMP; {}\n- {threads} threads for both, {pairs} pairs, who goes first alternates",
         jiff::Zoned::now().strftime("%Y-%m-%d %H:%M %Z"),
         machine(),

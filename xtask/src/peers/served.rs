@@ -85,9 +85,10 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
 
 const HEAD: &str = "\
 Tokens per second of 16 streams together, medians; ratios are medians of the rounds' (least–most). `served` is what one client
-process read over HTTP, from the first request to the last event, with the cores shared; `engine` is `exotherm bench --batch 16`;
-llama.cpp's is `llama_decode` alone. The cost of a token is what all threads of the server but the engine's ran for. The last
-column is the time to the first token of a prompt of 2,000 tokens that the server has read before, next to the first time.
+process read over HTTP, from the first request to the last event; `engine` is `exotherm bench --batch 16`; llama.cpp's is
+`llama_decode` alone. The cost of a token is what all threads of the server but the engine's ran for, the system's part in it
+included. The last column is the time to the first token of a prompt of 2,000 tokens that the server has read before, next to
+the first time.
 
 | model | served | engine | served / engine | llama.cpp | served / llama.cpp | engine / its prompts of 512 | µs a token | again |
 |---|---|---|---|---|---|---|---|---|";
