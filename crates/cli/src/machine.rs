@@ -82,6 +82,15 @@ pub fn memory() -> Option<(u64, u64)> {
     Some((field("MemTotal")?, field("MemAvailable")?))
 }
 
+/// Bytes that this process may still take: what the machine has available, and no more than its container is given.
+pub fn free_memory() -> Option<u64> {
+    const LIMITS: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    // A container without a limit says `max`, or a number beyond all machines.
+    let limit = LIMITS.iter().find_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
+    let available = memory().map(|(_, available)| available);
+    [available, limit].into_iter().flatten().min()
+}
+
 /// Bytes of the largest cache of the first processor.
 pub fn largest_cache() -> Option<u64> {
     cache_sizes().into_iter().max()

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::body::Room;
 use crate::error::ApiError;
@@ -74,6 +74,8 @@ pub struct App {
     pub origins: Origins,
     pub room: Arc<Room>,
     pub counters: Arc<Counters>,
+    /// The turn of large requests to be read.
+    pub large: Arc<Semaphore>,
     models: OnceLock<Models>,
     stop: watch::Sender<bool>,
 }
@@ -85,6 +87,7 @@ impl App {
             origins: Origins::new(config.cors.clone(), names_answered(&config)),
             room: Room::new(config.max_bodies_bytes),
             counters: Arc::new(Counters::new()),
+            large: Arc::new(Semaphore::new(1)),
             models: OnceLock::new(),
             stop: watch::Sender::new(false),
             config,

@@ -8,10 +8,11 @@ use axum::body::Body;
 use axum::http::{Response, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use exotherm_engine::handle::{Listener, Update};
-use exotherm_engine::{Embedding, Request};
+use exotherm_engine::handle::{Listener, Refusal, Ticket, Update};
+use exotherm_engine::{Embedding, FinishReason, Request};
 use serde_json::Value;
-use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::sleep;
 
 use crate::body::{Holds, Share};
 use crate::completions::prompts;
@@ -20,6 +21,7 @@ use crate::fields::Fields;
 use crate::generate::{Prompt, failure};
 use crate::model::{Models, ServedModel};
 use crate::params::{Leniency, priority, with_warning};
+use crate::reply;
 use crate::trace::Trace;
 
 const INPUT: &str = "input";
@@ -27,6 +29,16 @@ const INPUT: &str = "input";
 const MOST_INPUTS: usize = 2048;
 /// Inputs that are handed to the engine at a time, so that others find a place between them.
 const AT_A_TIME: usize = 16;
+
+/// How long a request that was begun waits before it looks for places again.
+const TURN: Duration = Duration::from_millis(5);
+
+/// Inputs that the engine works on. Whoever drops this drops the tickets, too, and with them the requests.
+struct Handed {
+    made: Vec<Arc<Embedding>>,
+    _tickets: Vec<Ticket>,
+    updates: UnboundedReceiver<Update>,
+}
 
 pub struct Job {
     model: Arc<ServedModel>,
@@ -69,12 +81,14 @@ impl Job {
     pub async fn answer(self, timeout: Option<Duration>, trace: &Trace) -> Result<Response<Body>, ApiError> {
         trace.model(&self.model.id);
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let at_a_time = AT_A_TIME.min(self.model.handle.most_open()).max(1);
         // Written while they are made: as text they are what the reply takes, and nothing else is kept of them.
         let mut reply = String::from(r#"{"object":"list","data":["#);
         let (mut share, mut done) = (trace.share(), 0);
-        for inputs in self.inputs.chunks(at_a_time) {
-            for embedding in self.embed(inputs, deadline).await? {
+        let (begin, mut queued) = (Instant::now(), None);
+        while done < self.inputs.len() {
+            let (embeddings, waited) = self.embed(done, queued.is_some(), deadline).await?;
+            queued.get_or_insert(waited);
+            for embedding in embeddings {
                 self.tell(done, &embedding, &mut reply)?;
                 done += 1;
             }
@@ -82,9 +96,10 @@ impl Job {
             grow_to(&mut share, &mut reply)?;
         }
         let tokens: usize = self.inputs.iter().map(|input| input.ids.len()).sum();
+        let timings = reply::embedding_timings(tokens, queued.unwrap_or_default(), begin.elapsed());
         let model = Value::from(self.model.id.as_str());
         let usage = format!(r#"{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}"#);
-        reply.push_str(&format!(r#"],"model":{model},"usage":{usage}}}"#));
+        reply.push_str(&format!(r#"],"model":{model},"usage":{usage},"timings":{timings}}}"#));
         trace.embedded(tokens);
         trace.hold(share);
         Ok(with_warning(json_response(StatusCode::OK, reply), &self.ignored))
@@ -102,36 +117,67 @@ impl Job {
         Err(ApiError::param(INPUT, "invalid_value", message))
     }
 
+    /// Embeds some of the inputs from `first` on; gives the time along that the first of them waited.
     async fn embed(
         &self,
-        inputs: &[Prompt],
+        first: usize,
+        is_begun: bool,
         deadline: Option<Instant>,
-    ) -> Result<Vec<Arc<Embedding>>, ApiError> {
-        let made: Vec<Arc<Embedding>> = inputs.iter().map(|_| Arc::default()).collect();
-        // Few updates each, so they need no bound.
-        let (tell, mut updates) = unbounded_channel();
-        let submission = |(input, embedding): (&Prompt, &Arc<Embedding>)| {
-            let embedding = Some(Arc::clone(embedding));
-            let priority = self.priority;
-            let request = Request { embedding, deadline, priority, ..Request::new(input.ids.clone(), 1) };
-            let tell = tell.clone();
-            let listener: Listener = Box::new(move |update| tell.send(update).is_ok());
-            (request, vec![listener])
-        };
-        let submissions = inputs.iter().zip(&made).map(submission).collect();
-        // Whoever drops this future drops the tickets, too, and with them the requests.
-        let _tickets = self.model.submit(submissions).map_err(|r| ApiError::from_refusal(&r, INPUT))?;
-        drop(tell);
+    ) -> Result<(Vec<Arc<Embedding>>, Duration), ApiError> {
+        let Handed { made, _tickets, mut updates } = self.hand_over(first, is_begun, deadline).await?;
+        let mut queued = Duration::MAX;
         while let Some(update) = updates.recv().await {
             match update {
                 Update::Refused(error) => return Err(ApiError::from_engine(&error, INPUT)),
-                Update::Finished { reason, fault, .. } => {
+                Update::Finished { reason, fault, stats } => {
                     failure(reason, fault.as_deref()).map_or(Ok(()), Err)?;
+                    queued = queued.min(stats.queued);
                 }
                 Update::Accepted | Update::Token { .. } => {}
             }
         }
-        Ok(made)
+        Ok((made, queued))
+    }
+
+    /// Hands as many inputs to the engine as there are places for, up to `AT_A_TIME`. A request that was begun waits for its
+    /// turn instead of being put off.
+    async fn hand_over(
+        &self,
+        first: usize,
+        is_begun: bool,
+        deadline: Option<Instant>,
+    ) -> Result<Handed, ApiError> {
+        loop {
+            let handle = &self.model.handle;
+            // Where there is no room at all, one that has not begun is to hear that.
+            let room = handle.most_open().saturating_sub(handle.open()).max(usize::from(!is_begun));
+            let count = AT_A_TIME.min(self.inputs.len() - first).min(room);
+            if count > 0 {
+                let inputs = &self.inputs[first..first + count];
+                let made: Vec<Arc<Embedding>> = inputs.iter().map(|_| Arc::default()).collect();
+                // Few updates each, so they need no bound.
+                let (tell, updates) = unbounded_channel();
+                let submission = |(input, embedding): (&Prompt, &Arc<Embedding>)| {
+                    let embedding = Some(Arc::clone(embedding));
+                    let priority = self.priority;
+                    let request =
+                        Request { embedding, deadline, priority, ..Request::new(input.ids.clone(), 1) };
+                    let tell = tell.clone();
+                    let listener: Listener = Box::new(move |update| tell.send(update).is_ok());
+                    (request, vec![listener])
+                };
+                match self.model.submit(inputs.iter().zip(&made).map(submission).collect()) {
+                    Ok(tickets) => return Ok(Handed { made, _tickets: tickets, updates }),
+                    // Others were faster.
+                    Err(Refusal::Full { .. }) if is_begun || count > 1 => {}
+                    Err(refusal) => return Err(ApiError::from_refusal(&refusal, INPUT)),
+                }
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                failure(FinishReason::Deadline, None).map_or(Ok(()), Err)?;
+            }
+            sleep(TURN).await;
+        }
     }
 
     fn tell(&self, index: usize, embedding: &Embedding, out: &mut String) -> Result<(), ApiError> {

@@ -21,6 +21,10 @@ pub struct ApiError {
     pub header: Option<(&'static str, &'static str)>,
 }
 
+/// The error that a reply tells, for whoever counts them.
+#[derive(Clone)]
+pub struct Told(pub ApiError);
+
 impl ApiError {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> ApiError {
         ApiError {
@@ -90,6 +94,7 @@ impl ApiError {
         if let Some((name, value)) = self.header {
             headers.insert(name, HeaderValue::from_static(value));
         }
+        response.extensions_mut().insert(Told(self.clone()));
         response
     }
 

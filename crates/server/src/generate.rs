@@ -253,7 +253,9 @@ impl Choice {
         let shown = self.matcher.push(&text);
         self.shown += shown.chars().count();
         if self.matcher.stopped() {
-            self.ticket = None;
+            if let Some(ticket) = self.ticket.take() {
+                ticket.is_enough();
+            }
             // Of tokens that are nothing but stop string nothing is told.
             self.log.retain(|logged| logged.offset < self.shown);
         }

@@ -66,8 +66,10 @@ impl Origins {
     }
 
     pub fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let host = text(header::HOST).unwrap_or_default();
+        // What is no text, or said twice, is nobody's name.
+        let is_plain = headers.get_all(header::HOST).iter().count() < 2;
+        let host = headers.get(header::HOST).map_or(Some(""), |host| host.to_str().ok().filter(|_| is_plain));
+        let host = host.unwrap_or("?");
         if !self.answers_to(host) {
             let message = "without a key this server answers only to localhost, to addresses and to names that \
                            --allow-host gives it";
@@ -91,7 +93,11 @@ impl Origins {
 /// The host without its port.
 fn name_of(host: &str) -> &str {
     let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        // Behind the bracket comes nothing but a port.
+        Some(rest) => match rest.split_once(']') {
+            Some((name, port)) if port.is_empty() || port.starts_with(':') => name,
+            _ => return host,
+        },
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
     name.strip_suffix('.').unwrap_or(name)

@@ -74,11 +74,7 @@ pub fn render(app: &App) -> String {
         let labels = format!("route=\"{route}\",status=\"{status}\"");
         text.sample("exotherm_http_requests_total", &labels, count as f64);
     }
-    text.family(
-        "exotherm_http_refusals_total",
-        "counter",
-        "Requests that were not answered, by the error's code",
-    );
+    text.family("exotherm_http_refusals_total", "counter", "Replies that tell an error, by its code");
     for (code, count) in counters.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone() {
         text.sample("exotherm_http_refusals_total", &format!("code=\"{code}\""), count as f64);
     }

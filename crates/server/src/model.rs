@@ -128,7 +128,7 @@ impl ServedModel {
     }
 }
 
-/// The models of a server; the first answers requests that name none.
+/// The models of a server; where there is one alone, it answers requests that name none.
 pub struct Models(pub Vec<Arc<ServedModel>>);
 
 impl Models {

@@ -17,8 +17,8 @@ use crate::model::{Models, ServedModel};
 pub const MOST_CHOICES: usize = 128;
 const MOST_STOPS: usize = 16;
 const MOST_STOP_CHARS: usize = 1024;
-/// Of the scheduler; more would say nothing more.
-const MOST_PRIORITY: i64 = 100;
+/// Levels of the scheduler either way. Each is worth 64 steps: with many of them one client could hold all others off.
+const MOST_PRIORITY: i64 = 4;
 /// Of the likeliest tokens beside each token.
 pub const MOST_LOGPROBS: usize = exotherm_engine::sampling::MAX_LOGPROBS;
 /// OpenAI's default for completions.

@@ -45,19 +45,23 @@ pub fn usage(prompts: &[Prompt], choices: &[Choice], per_prompt: usize) -> Value
     })
 }
 
-/// Where the time went; of several choices, which are made side by side, the longest. A prompt is read once for all of its
-/// choices, so many of them.
+/// Where the time went: until the first choice began, from there until the last of the first tokens came, and from the first
+/// of these until the last token of all. Choices that take turns read and write at the same time, so the last two may
+/// overlap. A prompt is read once for all of its choices, so many of them.
 pub fn timings(choices: &[Choice], per_prompt: usize) -> Value {
-    let longest = |time: fn(&Choice) -> Duration| choices.iter().map(time).max().unwrap_or_default();
+    let first = |time: fn(&Choice) -> Duration| choices.iter().map(time).min().unwrap_or_default();
+    let last = |time: fn(&Choice) -> Duration| choices.iter().map(time).max().unwrap_or_default();
     let sum = |count: fn(&Choice) -> usize| choices.iter().map(count).sum::<usize>();
-    let (prompt, decode) = (longest(|c| c.stats.prompt_time), longest(|c| c.stats.decode_time));
+    let queued = first(|c| c.stats.queued);
+    let prompt = last(read).saturating_sub(queued);
+    let decode = last(|c| read(c) + c.stats.decode_time).saturating_sub(first(read));
     let once = |count: fn(&Choice) -> usize| choices.iter().step_by(per_prompt).map(count).sum::<usize>();
     let (prompt_tokens, cached) = (once(|c| c.stats.prompt_tokens), once(|c| c.stats.cached_tokens));
     let generated = sum(|c| c.stats.generated);
     // The first token of a choice comes with its prompt.
     let decoded = sum(|c| c.stats.generated.saturating_sub(1));
     json!({
-        "queued_ms": milliseconds(longest(|c| c.stats.queued)),
+        "queued_ms": milliseconds(queued),
         "prompt_ms": milliseconds(prompt),
         "prompt_tokens": prompt_tokens,
         "cached_tokens": cached,
@@ -66,6 +70,26 @@ pub fn timings(choices: &[Choice], per_prompt: usize) -> Value {
         "generated_tokens": generated,
         "decode_tok_s": rate(decoded, decode),
     })
+}
+
+/// The same for texts that are embedded, which took so long all in all: they are prompts and nothing else.
+pub fn embedding_timings(tokens: usize, queued: Duration, took: Duration) -> Value {
+    let prompt = took.saturating_sub(queued);
+    json!({
+        "queued_ms": milliseconds(queued),
+        "prompt_ms": milliseconds(prompt),
+        "prompt_tokens": tokens,
+        "cached_tokens": 0,
+        "prompt_tok_s": rate(tokens, prompt),
+        "decode_ms": 0.0,
+        "generated_tokens": 0,
+        "decode_tok_s": null,
+    })
+}
+
+/// When a choice's prompt was read, from when it was asked for.
+fn read(choice: &Choice) -> Duration {
+    choice.stats.queued + choice.stats.prompt_time
 }
 
 pub fn receipt(params: &Params, choices: &[Choice]) -> Value {

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -18,7 +19,7 @@ use tracing::{Instrument, info_span};
 use crate::answer::Job;
 use crate::app::App;
 use crate::body::{Holds, Received};
-use crate::error::{ApiError, json_response};
+use crate::error::{ApiError, Told, json_response};
 use crate::model::Models;
 use crate::params::with_warning;
 use crate::trace::Trace;
@@ -75,10 +76,7 @@ async fn around(State(app): Shared, mut request: Request, next: Next) -> Reply {
     spans::join(&trace.span, request.headers());
     let origin = request.headers().get(header::ORIGIN).filter(|origin| app.origins.allows(origin)).cloned();
     let mut response = match admit(&app, route, &request) {
-        Err(error) => {
-            trace.failed(&error);
-            error.response()
-        }
+        Err(error) => error.response(),
         Ok(()) if origin.is_some() && is_preflight(&request) => preflight(request.headers()),
         Ok(()) => {
             request.extensions_mut().insert(Arc::clone(&trace));
@@ -86,6 +84,9 @@ async fn around(State(app): Shared, mut request: Request, next: Next) -> Reply {
         }
     };
     trace.status(response.status());
+    if let Some(Told(error)) = response.extensions_mut().remove() {
+        trace.failed(&error);
+    }
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&trace.id) {
         headers.insert("x-request-id", id);
@@ -232,11 +233,11 @@ async fn model(State(app): Shared, id: Result<Path<String>, PathRejection>) -> R
 }
 
 async fn tokenize(State(app): Shared, trace: Extension<Arc<Trace>>, request: Request) -> Reply {
-    said(read(&app, &trace, request, text::tokenize).await, &trace)
+    said(read(&app, &trace, request, text::tokenize).await)
 }
 
 async fn detokenize(State(app): Shared, trace: Extension<Arc<Trace>>, request: Request) -> Reply {
-    said(read(&app, &trace, request, text::detokenize).await, &trace)
+    said(read(&app, &trace, request, text::detokenize).await)
 }
 
 async fn chat_completions(State(app): Shared, trace: Extension<Arc<Trace>>, request: Request) -> Reply {
@@ -252,7 +253,7 @@ async fn embeddings(State(app): Shared, trace: Extension<Arc<Trace>>, request: R
         Ok(job) => job.answer(app.config.request_timeout, &trace.0).await,
         Err(error) => Err(error),
     };
-    replied(answered, &trace.0)
+    replied(answered)
 }
 
 async fn answer(app: &Arc<App>, trace: Arc<Trace>, request: Request, of: Reader<Job>) -> Reply {
@@ -260,19 +261,30 @@ async fn answer(app: &Arc<App>, trace: Arc<Trace>, request: Request, of: Reader<
         Ok(job) => job.answer(app.config.request_timeout, Arc::clone(&trace)).await,
         Err(error) => Err(error),
     };
-    replied(answered, &trace)
+    replied(answered)
 }
 
-fn replied(answered: Result<Reply, ApiError>, trace: &Trace) -> Reply {
-    answered.unwrap_or_else(|error| {
-        trace.failed(&error);
-        error.response()
-    })
+fn replied(answered: Result<Reply, ApiError>) -> Reply {
+    answered.unwrap_or_else(|error| error.response())
 }
 
 type Reader<T> = fn(&[u8], &Models, bool) -> Result<T, ApiError>;
 
-/// Takes a request in. Parsing and tokenizing may take long and go to a thread of their own.
+/// Bytes from which on a request is large: reading such takes seconds, and they take turns, so that others find a thread.
+const LARGE: usize = 64 << 10;
+
+/// Set when nobody waits for a request any more.
+#[derive(Default)]
+struct Abandoned(Arc<AtomicBool>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Takes a request in. Parsing and tokenizing may take long and go to threads of their own, but not for a client that has
+/// gone before they began.
 async fn read<T: Holds + Send + 'static>(
     app: &Arc<App>,
     trace: &Trace,
@@ -282,10 +294,21 @@ async fn read<T: Holds + Send + 'static>(
     let config = &app.config;
     let received = body::read(request, config.max_body_bytes, config.body_timeout, &app.room).await?;
     app.check_open()?;
+    let turn = match received.bytes.len() > LARGE {
+        // It is never closed.
+        true => Arc::clone(&app.large).acquire_owned().await.ok(),
+        false => None,
+    };
     let app = Arc::clone(app);
+    let abandoned = Abandoned::default();
+    let is_abandoned = Arc::clone(&abandoned.0);
     let span = info_span!(target: exotherm_observe::REQUESTS, "read");
     let work = move || {
+        let _turn = turn;
         let Received { bytes, mut share } = received;
+        if is_abandoned.load(Ordering::Acquire) {
+            return Err(ApiError::internal("nobody waits for this any more"));
+        }
         let made = span.in_scope(|| of(&bytes, app.models()?, app.config.lenient))?;
         // From now on it is this that is held, until the reply is written.
         share.set(made.held_bytes());
@@ -298,9 +321,9 @@ async fn read<T: Holds + Send + 'static>(
     Ok(made)
 }
 
-fn said(result: Result<text::Said, ApiError>, trace: &Trace) -> Reply {
+fn said(result: Result<text::Said, ApiError>) -> Reply {
     let told = |said: text::Said| with_warning(json_response(StatusCode::OK, said.text), &said.ignored);
-    replied(result.map(told), trace)
+    replied(result.map(told))
 }
 
 fn reply(result: Result<Value, ApiError>) -> Reply {

@@ -224,9 +224,9 @@ fn the_lower_of_two_priorities_goes_first() {
     while served.metric("exotherm_requests_running{model=\"tiny\"}") == 0.0 {
         assert!(begin.elapsed() < PATIENCE);
     }
-    let later = send(5, 30);
+    let later = send(4, 30);
     waiting(1.0);
-    let sooner = send(-5, 30);
+    let sooner = send(-4, 30);
     waiting(2.0);
     let queued = |stream| rest(stream).fine()["timings"]["queued_ms"].as_f64().expect("a time");
     let (later, sooner) = (queued(later), queued(sooner));

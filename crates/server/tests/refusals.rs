@@ -129,7 +129,7 @@ fn completions_have_their_own() {
         (json!({ "best_of": 1, "n": 2 }), "best_of", "invalid_value"),
         (json!({ "best_of": 2, "stream": true }), "best_of", "invalid_value"),
         (json!({ "best_of": 21 }), "best_of", "invalid_value"),
-        (json!({ "priority": 101 }), "priority", "invalid_value"),
+        (json!({ "priority": 5 }), "priority", "invalid_value"),
         (json!({ "priority": 0.5 }), "priority", "invalid_type"),
         (json!({ "logprobs": 21 }), "logprobs", "invalid_value"),
         (json!({ "logprobs": true }), "logprobs", "invalid_type"),

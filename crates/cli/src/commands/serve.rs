@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::value_parser;
 use exotherm_engine::{EngineConfig, EngineHandle, MemoryPlan};
 use exotherm_kernels::{Backend, KvType, Program};
@@ -13,6 +13,7 @@ use exotherm_weights::store::DEFAULT_MODEL;
 
 use crate::Context;
 use crate::args::{ComputeArgs, QuantizeArg, bytes, kv_types, positive};
+use crate::machine;
 use crate::model::{self, LoadTimes};
 use crate::output::{self, UsageError, note};
 use crate::telemetry;
@@ -25,8 +26,8 @@ const DAY: u64 = 86_400;
 
 /// Serve models over HTTP, as OpenAI does
 ///
-/// Chats at /v1/chat/completions, completions at /v1/completions, models at /v1/models, a page for the browser at /, and
-/// /tokenize, /detokenize, /health, /ready, /metrics and /openapi.json. Ctrl-C or SIGTERM ends it once everything that
+/// Chats at /v1/chat/completions, completions at /v1/completions, embeddings at /v1/embeddings, models at /v1/models, a
+/// page for the browser at /, and /tokenize, /detokenize, /health, /ready, /metrics and /openapi.json. Ctrl-C or SIGTERM ends it once everything that
 /// was begun is finished; a second one ends it at once. Everything but the address goes to stderr.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -142,7 +143,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     let server = Server::start(listener, config(args, keys))?;
     // Whoever stops it while it loads breaks nothing off.
     cx.interrupt.set_harmless(true);
-    let models = names.iter().map(|(name, model)| load(args, cx, name, model)).collect::<Result<_>>()?;
+    let mut room = Room { free: machine::free_memory(), planned: 0 };
+    let load = |(name, model): &(String, String)| load(args, cx, name, model, &mut room);
+    let models = names.iter().map(load).collect::<Result<_>>()?;
     let watched = cx.interrupt.watch();
     cx.interrupt.set_harmless(false);
     server.publish(models);
@@ -197,7 +200,31 @@ fn address(args: &Args) -> Result<SocketAddr> {
     found.next().with_context(|| format!("there is no address {host}"))
 }
 
-fn load(args: &Args, cx: &Context, name: &str, model_name: &str) -> Result<ServedModel> {
+/// What the plans of the models may take together. Memory is given out when it is first touched, so a plan that is too
+/// large would be found out only under load.
+struct Room {
+    /// Before anything was loaded; `None` where the system does not tell.
+    free: Option<u64>,
+    planned: u64,
+}
+
+impl Room {
+    /// Refuses a plan that does not fit, unless its size was asked for by number.
+    fn take(&mut self, plan: &MemoryPlan, is_asked_for: bool) -> Result<()> {
+        self.planned = self.planned.saturating_add(plan.total() as u64);
+        let Some(free) = self.free.filter(|&free| self.planned > free) else { return Ok(()) };
+        let (planned, free) = (output::size(self.planned), output::size(free));
+        if is_asked_for {
+            note(format_args!("warning: {planned} are planned, this machine has {free} left"));
+            return Ok(());
+        }
+        bail!(
+            "{planned} are planned, this machine has {free} left; --memory, a smaller --ctx or --max-seqs take less"
+        )
+    }
+}
+
+fn load(args: &Args, cx: &Context, name: &str, model_name: &str, room: &mut Room) -> Result<ServedModel> {
     let begin = Instant::now();
     let mut checkpoint = model::open(cx, model_name)?;
     let model = model::record(&mut checkpoint, args.quantize.quantize)?;
@@ -205,7 +232,9 @@ fn load(args: &Args, cx: &Context, name: &str, model_name: &str) -> Result<Serve
     let (backend, level) = model::backend_and_level(&args.compute)?;
     let config = engine_config(args, ctx, &model.program, &*backend)?;
     note(format_args!("{name}: {} sequences of up to {ctx} tokens", args.max_seqs));
-    note(MemoryPlan::new(&model.program, &*backend, &config));
+    let plan = MemoryPlan::new(&model.program, &*backend, &config);
+    note(plan);
+    room.take(&plan, args.memory.is_some())?;
     let ready = model::make_ready(checkpoint, model.program, &*backend, config, LoadTimes::default())?;
     let facts = Facts {
         kv_type: args.kv_type.name().into(),
@@ -217,7 +246,7 @@ fn load(args: &Args, cx: &Context, name: &str, model_name: &str) -> Result<Serve
     let handle = handle.context("cannot start the engine's thread")?;
     if !matches!(ready.tokenizer.chat_template(), Ok(Some(_))) {
         note(format_args!(
-            "note: {name} has no chat template that can be used; it answers /v1/completions only"
+            "note: {name} has no chat template that can be used; /v1/chat/completions is not for it"
         ));
     }
     note(format_args!("{name}: ready after {:.2} s", begin.elapsed().as_secs_f64()));

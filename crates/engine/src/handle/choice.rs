@@ -2,10 +2,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
-use super::{Listener, Shared, Update};
+use super::{Listener, Shared, Update, Wanted};
 use crate::request::{FinishReason, Request, RequestStats};
 
 /// What is known of a choice from its request.
@@ -25,7 +25,9 @@ impl Facts {
 pub(super) struct Choice {
     /// `None` once nobody is to be told any more.
     listener: Option<Listener>,
-    cancelled: Arc<AtomicBool>,
+    wanted: Arc<AtomicU8>,
+    /// Whether it counts as under way.
+    is_open: bool,
     pub facts: Facts,
     pub submitted: Instant,
     pub last_token: Option<Instant>,
@@ -37,7 +39,8 @@ impl Choice {
     pub fn new(listener: Listener, facts: Facts, shared: Arc<Shared>) -> Choice {
         Choice {
             listener: Some(listener),
-            cancelled: Arc::default(),
+            wanted: Arc::default(),
+            is_open: true,
             facts,
             submitted: Instant::now(),
             last_token: None,
@@ -46,13 +49,18 @@ impl Choice {
         }
     }
 
-    /// What cancels it when it is set.
-    pub fn cancels(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.cancelled)
+    /// Where it is said that no more of it is wanted.
+    pub fn wanted(&self) -> Arc<AtomicU8> {
+        Arc::clone(&self.wanted)
     }
 
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
+        self.wanted.load(Ordering::Acquire) != Wanted::More as u8
+    }
+
+    /// Whether who asked for it has all that was wanted.
+    pub fn is_enough(&self) -> bool {
+        self.wanted.load(Ordering::Acquire) == Wanted::Enough as u8
     }
 
     /// Tells the listener, who hears no more of it if nobody listens or if it panics: then the choice is cancelled.
@@ -65,13 +73,21 @@ impl Choice {
         let told = catch_unwind(AssertUnwindSafe(move || listener(update).then_some(listener)));
         match told {
             Ok(Some(listener)) => self.listener = Some(listener),
-            _ => self.cancelled.store(true, Ordering::Release),
+            _ => self.wanted.store(Wanted::Nothing as u8, Ordering::Release),
         }
     }
 
     pub fn end(mut self, update: Update) {
+        self.leave();
         self.tell(update);
         self.forget();
+    }
+
+    /// Makes room for another, before anybody hears of the end and asks for it.
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.is_open) {
+            self.shared.open.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     /// Goes without telling anybody.
@@ -88,7 +104,7 @@ impl Drop for Choice {
             let died = self.shared.died.load(Ordering::Acquire);
             self.tell_the_end(died.then_some("the engine has stopped"));
         }
-        self.shared.open.fetch_sub(1, Ordering::AcqRel);
+        self.leave();
     }
 }
 
@@ -99,6 +115,7 @@ impl Choice {
 
     /// That it was cut off, or why it failed.
     fn tell_the_end(&mut self, fault: Option<&str>) {
+        self.leave();
         let reason = if fault.is_some() { FinishReason::Failed } else { FinishReason::Cancelled };
         let stats = RequestStats {
             prompt_tokens: self.facts.prompt_tokens,

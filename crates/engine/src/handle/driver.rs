@@ -11,7 +11,7 @@ use super::choice::{Choice, Facts};
 use super::{Command, Shared, Submission, Update, lock};
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::request::{Event, Request, RequestId};
+use crate::request::{Event, FinishReason, Request, RequestId};
 use crate::stats::{EngineStats, Outcomes};
 
 pub(super) struct Driver {
@@ -206,7 +206,11 @@ impl Desk {
             }
             Event::Finished { id, reason, stats, ref fault } => {
                 let Some(choice) = self.active.remove(&id) else { return };
-                self.count(choice.facts, |outcomes| outcomes.of(reason));
+                let is_enough = reason == FinishReason::Cancelled && choice.is_enough();
+                self.count(choice.facts, |outcomes| match is_enough {
+                    true => &mut outcomes.stop,
+                    false => outcomes.of(reason),
+                });
                 choice.end(Update::Finished { reason, stats, fault: fault.clone() });
             }
         }
@@ -220,7 +224,6 @@ mod tests {
     use super::super::{EngineHandle, Listener, Refusal, Ticket};
     use super::*;
     use crate::config::EngineConfig;
-    use crate::request::FinishReason;
     use crate::simulator::model::{Fake, State, program};
 
     fn prepared() -> (EngineHandle, Driver) {

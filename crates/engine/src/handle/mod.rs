@@ -11,7 +11,7 @@
 mod choice;
 mod driver;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -65,11 +65,25 @@ pub enum Refusal {
 /// Cancels its request when it is dropped.
 #[must_use = "dropping it cancels the request"]
 #[derive(Debug)]
-pub struct Ticket(Arc<AtomicBool>);
+pub struct Ticket(Arc<AtomicU8>);
+
+/// What is still wanted of a choice.
+enum Wanted {
+    More,
+    Nothing,
+    Enough,
+}
 
 impl Ticket {
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
+        let (more, nothing) = (Wanted::More as u8, Wanted::Nothing as u8);
+        // What is enough stays so.
+        let _ = self.0.compare_exchange(more, nothing, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Ends the request as one that has come to its end: its answer has what was wanted, a stop string for example.
+    pub fn is_enough(self) {
+        self.0.store(Wanted::Enough as u8, Ordering::Release);
     }
 }
 
@@ -166,7 +180,7 @@ impl EngineHandle {
         counted.map_err(|open| Refusal::Full { open, most })?;
         let choice = |(listener, facts)| Choice::new(listener, facts, Arc::clone(&self.shared));
         let choices: Vec<Choice> = listeners.into_iter().map(choice).collect();
-        let tickets = choices.iter().map(|choice| Ticket(choice.cancels())).collect();
+        let tickets = choices.iter().map(|choice| Ticket(choice.wanted())).collect();
         match self.commands.send(Command::Submit(Submission { requests: asked, choices })) {
             Ok(()) => Ok(tickets),
             Err(unsent) => {
