@@ -90,6 +90,35 @@ fn chat(max_tokens: usize, stream: bool) -> Value {
     json!({ "messages": [{ "role": "user", "content": "hi" }], "max_tokens": max_tokens, "stream": stream, "ignore_eos": true })
 }
 
+/// A server that was given so much memory takes that, within a tenth, once all of its cache was used.
+#[test]
+#[cfg(all(unix, feature = "real-weights"))]
+fn memory_is_what_it_was_planned_to_be() {
+    const GIVEN: f64 = 150.0 * (1 << 20) as f64;
+    let pulled = Command::new(env!("CARGO_BIN_EXE_exotherm")).args(["pull", "smollm2", "--json"]).output();
+    let pulled: Value = serde_json::from_slice(&pulled.expect("it runs").stdout).expect("JSON");
+    let model = pulled["path"].as_str().expect("a path");
+    let server = Server::start(&User::new(), &[model, "--memory", "150M", "--ctx", "1000"]);
+    let gauge = |name: &str| -> f64 {
+        let metrics = read(server.send("GET", "/metrics", ""));
+        let is_it = |line: &&str| !line.starts_with('#') && line.contains(name);
+        let line = metrics.lines().find(is_it).unwrap_or_else(|| panic!("{metrics}"));
+        line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+    };
+    let mut rounds = 0;
+    while gauge("state=\"free\"") > 0.0 {
+        rounds += 1;
+        assert!(rounds < 8, "the cache is filled by now");
+        let prompt: Vec<usize> = (0..900).map(|i| 100 + (i * 7 + rounds * 1000) % 40_000).collect();
+        let reply = server.ask("/v1/completions", &json!({ "prompt": prompt, "max_tokens": 8 }));
+        assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    }
+    let resident = gauge("exotherm_resident_memory_bytes");
+    assert!((resident / GIVEN - 1.0).abs() < 0.1, "{resident} of {GIVEN}");
+    server.signal("-TERM");
+    assert_eq!(server.end().0, Some(0));
+}
+
 #[test]
 #[cfg(unix)]
 fn a_server_answers_and_ends_in_good_order() {

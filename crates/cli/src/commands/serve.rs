@@ -211,7 +211,8 @@ struct Room {
 impl Room {
     /// Refuses a plan that does not fit, unless its size was asked for by number.
     fn take(&mut self, plan: &MemoryPlan, is_asked_for: bool) -> Result<()> {
-        self.planned = self.planned.saturating_add(plan.total() as u64);
+        let total = plan.total().saturating_add(BESIDE);
+        self.planned = self.planned.saturating_add(total as u64);
         let Some(free) = self.free.filter(|&free| self.planned > free) else { return Ok(()) };
         let (planned, free) = (output::size(self.planned), output::size(free));
         if is_asked_for {
@@ -234,6 +235,7 @@ fn load(args: &Args, cx: &Context, name: &str, model_name: &str, room: &mut Room
     note(format_args!("{name}: {} sequences of up to {ctx} tokens", args.max_seqs));
     let plan = MemoryPlan::new(&model.program, &*backend, &config);
     note(plan);
+    note(format_args!("beside it  {:10.1} MiB, about, for the program itself", (BESIDE >> 20) as f64));
     room.take(&plan, args.memory.is_some())?;
     let ready = model::make_ready(checkpoint, model.program, &*backend, config, LoadTimes::default())?;
     let facts = Facts {
@@ -253,6 +255,9 @@ fn load(args: &Args, cx: &Context, name: &str, model_name: &str, room: &mut Room
     Ok(ServedModel::new(name.into(), handle, ready.tokenizer, ready.stop_tokens, facts))
 }
 
+/// What the program itself takes beside a model's plan, about: its code, a tokenizer, connections and requests.
+const BESIDE: usize = 16 << 20;
+
 fn engine_config(args: &Args, ctx: usize, program: &Program, backend: &dyn Backend) -> Result<EngineConfig> {
     let config = EngineConfig {
         queue: args.queue,
@@ -260,7 +265,7 @@ fn engine_config(args: &Args, ctx: usize, program: &Program, backend: &dyn Backe
         ..EngineConfig::serving(ctx, args.max_seqs)
     };
     match args.memory {
-        Some(bytes) => Ok(config.within(bytes, program, backend)?),
+        Some(bytes) => Ok(config.within(bytes.saturating_sub(BESIDE), program, backend)?),
         None => Ok(config),
     }
 }
