@@ -20,8 +20,9 @@ const OF_PEER: f64 = 2.0;
 const TOKEN_US: f64 = 20.0;
 const OF_PROMPT: f64 = 0.7;
 const AGAIN: f64 = 0.05;
-/// Tokens of a prompt that comes twice.
+/// Tokens that two prompts have in common, and those after them in which they differ.
 const PREFIX: usize = 2000;
+const REST: usize = 16;
 
 /// What was measured on one file, a number for each round.
 #[derive(Default)]
@@ -87,8 +88,8 @@ const HEAD: &str = "\
 Tokens per second of 16 streams together, medians; ratios are medians of the rounds' (least–most). `served` is what one client
 process read over HTTP, from the first request to the last event; `engine` is `exotherm bench --batch 16`; llama.cpp's is
 `llama_decode` alone. The cost of a token is what all threads of the server but the engine's ran for, the system's part in it
-included. The last column is the time to the first token of a prompt of 2,000 tokens that the server has read before, next to
-the first time.
+included. The last column is the time to the first token of a prompt whose first 2,000 tokens the server has read before, as the
+beginning of another, next to that other's.
 
 | model | served | engine | served / engine | llama.cpp | served / llama.cpp | engine / its prompts of 512 | µs a token | again |
 |---|---|---|---|---|---|---|---|---|";
@@ -133,13 +134,16 @@ impl Figures {
         }
     }
 
-    /// The same long prompt twice, another one in every round.
+    /// Two prompts with a long beginning in common, another one in every round.
     fn repeat(&mut self, server: &Server, round: usize) -> Result<()> {
-        let prompt: Vec<u32> = (0..PREFIX).map(|i| 100 + (i * 7 + round * 31) as u32 % 40_000).collect();
+        let common = (0..PREFIX).map(|i| 100 + (i * 7 + round * 31) as u32 % 40_000);
         let alone = Barrier::new(1);
-        let first_token = || -> Result<Duration> { Ok(server.complete(&prompt, 4, &alone)?.first_token) };
-        self.first.push(first_token()?.as_secs_f64());
-        self.again.push(first_token()?.as_secs_f64());
+        let first_token = |rest: u32| -> Result<f64> {
+            let prompt: Vec<u32> = common.clone().chain(std::iter::repeat_n(rest, REST)).collect();
+            Ok(server.complete(&prompt, 4, &alone)?.first_token.as_secs_f64())
+        };
+        self.first.push(first_token(50)?);
+        self.again.push(first_token(60)?);
         Ok(())
     }
 
