@@ -100,6 +100,26 @@ fn states_are_remembered_at_every_stride() {
 }
 
 #[test]
+fn long_chats_that_take_turns_find_their_own_ends() {
+    const CHATS: u32 = 6;
+    let config = EngineConfig { snapshot_stride: 32, snapshots: 2 * CHATS as usize, ..config(300, 2, 48) };
+    let mut engine = Engine::new(&rwkv(), &backend(), config).expect("it is small");
+    let mut histories: Vec<Vec<u32>> =
+        (0..CHATS).map(|chat| text(200).iter().map(|token| (token + chat) % 23).collect()).collect();
+    for turn in 0..3 {
+        for (chat, history) in histories.iter_mut().enumerate() {
+            let said = history.len();
+            let (answer, cached) = run(&mut engine, &greedy(history, 20));
+            history.extend(answer);
+            history.extend([5, 6, turn]);
+            // The last token of an answer is not run.
+            let before = said - 4;
+            assert!(turn == 0 || before - cached < BLOCK, "turn {turn} of {chat}: {cached} of {before}");
+        }
+    }
+}
+
+#[test]
 fn nothing_is_remembered_where_there_is_no_room_for_it() {
     let config = EngineConfig { snapshots: 0, ..config(CTX, 1, 48) };
     for program in [rwkv(), hybrid()] {

@@ -52,7 +52,7 @@ impl Scheduler {
         let Some(mut sequence) = self.waiting.remove(next) else { return false };
         let known = match snapshot {
             Some((tokens, index)) => {
-                self.snapshots.touch(index);
+                self.snapshots.begin_at(index);
                 plan.before.push(StateCopy::Slot { from: self.snapshots.slot(index), to: place });
                 tokens
             }

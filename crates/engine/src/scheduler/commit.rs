@@ -92,7 +92,7 @@ impl Scheduler {
     fn keep(&mut self, save: &Save) {
         let sequence = self.places[save.place as usize].as_mut().expect("a running sequence has its place");
         let seen = sequence.beginning(save.end / BLOCK - 1, self.chain);
-        let kept = self.snapshots.register(save.index, seen);
+        let kept = self.snapshots.register(save.index, seen, save.worth);
         if save.end == sequence.tokens.len() {
             sequence.tail = kept;
         }

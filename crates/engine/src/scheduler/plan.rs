@@ -5,6 +5,7 @@ use std::time::Instant;
 use exotherm_kernels::{BLOCK, Batch};
 
 use super::Scheduler;
+use crate::snapshots::Worth;
 
 /// The unit of work: tokens `start..start + len` of a sequence. A piece of a prompt and a decoded token are
 /// the same thing; the sequence whose last token is in it gets a new one.
@@ -37,6 +38,7 @@ pub(super) struct Save {
     pub place: u32,
     pub end: usize,
     pub index: u32,
+    pub worth: Worth,
 }
 
 /// The sequence in place `to` goes on where that of `from` is after the step.
@@ -218,17 +220,21 @@ impl Scheduler {
         let chain = self.chain;
         let sequence = self.places[place as usize].as_mut().expect("a running sequence has its place");
         let is_tail = end == sequence.tokens.len();
-        if !is_tail && end != last_boundary(sequence.tokens.len()) && !end.is_multiple_of(stride) {
+        let worth = if is_tail || end == last_boundary(sequence.tokens.len()) {
+            Worth::End
+        } else if end.is_multiple_of(stride) {
+            Worth::Stride
+        } else {
             return;
-        }
+        };
         let seen = sequence.beginning(end / BLOCK - 1, chain);
         if let Some(same) = self.snapshots.find(&seen) {
-            self.snapshots.touch(same);
+            self.snapshots.touch(same, worth);
             return;
         }
         let own = sequence.tail.filter(|_| is_tail);
         if let Some(index) = self.snapshots.reserve(own) {
-            plan.saves.push(Save { place, end, index });
+            plan.saves.push(Save { place, end, index, worth });
             plan.after.push(StateCopy::Slot { from: place, to: self.snapshots.slot(index) });
         }
     }
