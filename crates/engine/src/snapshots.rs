@@ -20,13 +20,15 @@ pub(crate) struct SnapshotId {
 /// What a snapshot is worth. Those worth the least are given up first, and of these the one used least recently.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Worth {
+    /// Near a prompt's end, in case that another prompt has all but the last of it.
+    NearEnd,
     /// On the way through a prompt, where another may leave it.
     Stride,
     /// Where a prompt or an answer ended and is likely to go on, or what proved to be of use.
     End,
 }
 
-const WORTHS: [Worth; 2] = [Worth::Stride, Worth::End];
+const WORTHS: [Worth; 3] = [Worth::NearEnd, Worth::Stride, Worth::End];
 
 #[derive(Default)]
 struct Snapshot {
@@ -104,6 +106,11 @@ impl SnapshotPool {
             self.generation += 1;
             self.snapshots[index as usize].generation = self.generation;
         }
+    }
+
+    /// Whether a new snapshot can have a place that nothing of more worth loses.
+    pub fn has_place_near_end(&self) -> bool {
+        !self.free.is_empty() || self.kept[Worth::NearEnd as usize].len() > 0
     }
 
     /// A place for a new snapshot: the caller's own earlier one, a free one, or the one that is worth the least. It must be
@@ -272,11 +279,11 @@ mod tests {
                 pool.free.pop();
             }),
             ("snapshot 0 is free or kept 0 times", |pool| {
-                pool.kept[1].pop();
+                pool.kept[2].pop();
             }),
             ("snapshot 1 is free or kept 2 times", |pool| pool.free.push(1)),
             ("free and can be found", |pool| {
-                pool.kept[1].remove(0);
+                pool.kept[2].remove(0);
                 pool.free.push(0);
             }),
             ("kept and cannot be found", |pool| {

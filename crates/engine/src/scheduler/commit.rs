@@ -96,6 +96,10 @@ impl Scheduler {
         if save.end == sequence.tokens.len() {
             sequence.tail = kept;
         }
+        if kept.is_some() && sequence.common == Some(save.end) {
+            // Two prompts have gone through here.
+            self.snapshots.begin_at(save.index);
+        }
     }
 
     /// Lets a sequence go on where another one is; what they both have they share.

@@ -168,9 +168,18 @@ impl Scheduler {
         }
         let stride = self.sizes.snapshot_stride;
         let next = start.checked_div(stride).map_or(end, |strides| (strides + 1) * stride);
-        let last = last_boundary(end);
-        let cut = if last > start { next.min(last) } else { next };
+        let ends = [Some(last_boundary(end)), self.at(place).common, self.near_end(start, end)];
+        let cut = ends.into_iter().flatten().filter(|&cut| cut > start).fold(next, usize::min);
         most.min(cut - start)
+    }
+
+    /// Where the next state near the end of so many tokens is to be kept, if there is a place to spare. The last stride is
+    /// divided, and so is what another prompt that differs only at its end has to run.
+    fn near_end(&self, start: usize, tokens: usize) -> Option<usize> {
+        let stride = self.sizes.snapshot_stride;
+        let part = Some(stride / STRIDE_PARTS).filter(|part| *part > 0 && part.is_multiple_of(BLOCK))?;
+        let first = tokens.saturating_sub(stride).max(start);
+        self.snapshots.has_place_near_end().then_some((first / part + 1) * part)
     }
 
     /// Plans the next `len` tokens of a sequence; its block table grows to hold them.
@@ -210,20 +219,25 @@ impl Scheduler {
         plan.before.push(StateCopy::Block { from, to });
     }
 
-    /// Remembers the state at the end of the prompt's last whole block, at every stride, and, as an answer goes on, the
-    /// latest one: so the next turn of a chat finds what it continues.
+    /// Remembers the state at the end of the prompt's last whole block, at every stride, where it ceases to be
+    /// that of an earlier prompt, near its end where there is a place to spare, and, as an answer goes on, the latest one:
+    /// so the next turn of a chat finds what it continues.
     fn plan_snapshot(&mut self, place: u32, end: usize, plan: &mut Plan) {
         if self.sizes.snapshots == 0 || !end.is_multiple_of(BLOCK) {
             return;
         }
+        let near_end = self.near_end(end - 1, self.at(place).tokens.len());
         let stride = self.sizes.snapshot_stride;
         let chain = self.chain;
         let sequence = self.places[place as usize].as_mut().expect("a running sequence has its place");
         let is_tail = end == sequence.tokens.len();
-        let worth = if is_tail || end == last_boundary(sequence.tokens.len()) {
+        let is_common = sequence.common == Some(end);
+        let worth = if is_tail || is_common || end == last_boundary(sequence.tokens.len()) {
             Worth::End
         } else if end.is_multiple_of(stride) {
             Worth::Stride
+        } else if near_end == Some(end) {
+            Worth::NearEnd
         } else {
             return;
         };
@@ -252,6 +266,9 @@ impl Scheduler {
         }
     }
 }
+
+/// Parts of a prompt's last stride.
+const STRIDE_PARTS: usize = 8;
 
 /// The end of the last whole block of so many tokens that has a token after it.
 fn last_boundary(tokens: usize) -> usize {
