@@ -149,6 +149,15 @@ impl SnapshotPool {
         }
     }
 
+    /// Gives up the snapshot of the state after this beginning, if there is one.
+    pub fn forget_state(&mut self, seen: &Beginning) {
+        if let Some(index) = self.find(seen) {
+            self.kept.iter_mut().for_each(|kept| kept.remove(index));
+            self.forget(index);
+            self.free.push(index);
+        }
+    }
+
     fn forget(&mut self, index: u32) {
         if let Some(seen) = self.snapshots[index as usize].seen.take() {
             self.by_name.remove(&seen.name);
