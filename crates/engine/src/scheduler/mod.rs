@@ -33,7 +33,7 @@ const KNOWN_NAMES: usize = 1 << 15;
 pub struct SchedulerStats {
     pub waiting: usize,
     pub running: usize,
-    /// Steps that were planned.
+    /// Steps that were begun, those that found nothing to run among them.
     pub steps: u64,
     /// Times that a sequence gave its blocks back to others.
     pub preemptions: u64,

@@ -111,6 +111,8 @@ pub enum Omission {
 #[derive(Default)]
 pub struct Fake {
     pub fault: Fault,
+    /// Counts the blocks that were copied.
+    pub block_copies: Arc<AtomicUsize>,
     pub omits: Omission,
 }
 
@@ -131,6 +133,7 @@ impl Backend for Fake {
             slots: vec![Seen::default(); limits.slots],
             logits: Vec::new(),
             fault: self.fault.clone(),
+            block_copies: self.block_copies.clone(),
             omits: self.omits,
         }))
     }
@@ -143,6 +146,7 @@ struct FakeExecutor {
     slots: Vec<Seen>,
     logits: Vec<f32>,
     fault: Fault,
+    block_copies: Arc<AtomicUsize>,
     omits: Omission,
 }
 
@@ -266,6 +270,7 @@ impl Executor for FakeExecutor {
         if self.fault.strikes(Fault::COPY_PANIC) {
             Fault::panic();
         }
+        self.block_copies.fetch_add(1, Ordering::Relaxed);
         if self.omits == Omission::BlockCopies {
             return;
         }
