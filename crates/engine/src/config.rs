@@ -48,8 +48,8 @@ impl EngineConfig {
     pub const SERVING_SEQS: usize = 16;
 
     /// `max_seqs` sequences of `ctx` tokens; however many of them write, at least half of a step is left for prompts. Each
-    /// sequence has a state at the end of its prompt and one that moves along with its answer, so there are two snapshots
-    /// for each.
+    /// sequence has a state at the end of its prompt and one that moves along with its answer: two snapshots for each.
+    /// Those on the way through prompts have the places that these leave.
     pub fn serving(ctx: usize, max_seqs: usize) -> EngineConfig {
         EngineConfig {
             max_seqs,

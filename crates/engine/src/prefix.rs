@@ -42,6 +42,30 @@ impl Beginning {
     pub const EMPTY_DIGEST: Digest = Digest([0; 32]);
 }
 
+/// Names of beginnings that were asked for of late. There are so many places, and a name takes that of an older one.
+pub(crate) struct Names(Vec<u64>);
+
+impl Names {
+    pub fn new(places: usize) -> Names {
+        Names(vec![0; places])
+    }
+
+    fn at(&self, name: u64) -> usize {
+        (name % self.0.len().max(1) as u64) as usize
+    }
+
+    pub fn has(&self, name: u64) -> bool {
+        self.0.get(self.at(name)) == Some(&name)
+    }
+
+    pub fn note(&mut self, name: u64) {
+        let at = self.at(name);
+        if let Some(place) = self.0.get_mut(at) {
+            *place = name;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +83,18 @@ mod tests {
             assert!(!names[..i].contains(name));
         }
         assert_eq!(chained(5, &[7, 8]), chained(5, &[7, 8]));
+    }
+
+    #[test]
+    fn a_name_is_known_until_another_takes_its_place() {
+        let mut names = Names::new(4);
+        [5, 6].into_iter().for_each(|name| names.note(name));
+        assert_eq!([5, 6, 9].map(|name| names.has(name)), [true, true, false]);
+        names.note(9);
+        assert_eq!([5, 6, 9].map(|name| names.has(name)), [false, true, true]);
+        let mut none = Names::new(0);
+        none.note(5);
+        assert!(!none.has(5));
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(crate) struct Sequence {
     pub prefix: Prefix,
     /// Its latest state at the end of a block, which the next one replaces.
     pub tail: Option<SnapshotId>,
+    /// Tokens that its prompt has in common with an earlier one, as far as that is known, where no state of them is kept.
+    pub common: Option<usize>,
     pub started: Option<Instant>,
     /// Tokens of the prompt that were not run; `None` before it first began.
     pub cached: Option<usize>,
@@ -100,6 +102,7 @@ impl Sequence {
             leader: None,
             prefix: Prefix::empty(),
             tail: None,
+            common: None,
             started: None,
             cached: None,
             is_fork: false,

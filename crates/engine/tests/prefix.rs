@@ -100,6 +100,67 @@ fn states_are_remembered_at_every_stride() {
 }
 
 #[test]
+fn long_chats_that_take_turns_find_their_own_ends() {
+    const CHATS: u32 = 6;
+    let config = EngineConfig { snapshot_stride: 32, snapshots: 2 * CHATS as usize, ..config(300, 2, 48) };
+    let mut engine = Engine::new(&rwkv(), &backend(), config).expect("it is small");
+    let mut histories: Vec<Vec<u32>> =
+        (0..CHATS).map(|chat| text(200).iter().map(|token| (token + chat) % 23).collect()).collect();
+    for turn in 0..3 {
+        for (chat, history) in histories.iter_mut().enumerate() {
+            let said = history.len();
+            let (answer, cached) = run(&mut engine, &greedy(history, 20));
+            history.extend(answer);
+            history.extend([5, 6, turn]);
+            // The last token of an answer is not run.
+            let before = said - 4;
+            assert!(turn == 0 || before - cached < BLOCK, "turn {turn} of {chat}: {cached} of {before}");
+        }
+    }
+}
+
+/// A prompt that begins like all of these and ends like no other.
+fn on_a_topic(common: usize, own: usize, which: u32) -> Vec<u32> {
+    text(common).into_iter().chain((0..own as u32).map(|i| (i * i + which) % 23)).collect()
+}
+
+#[test]
+fn what_prompts_have_in_common_is_found_by_the_third_and_nearly_by_the_second() {
+    for program in [rwkv(), hybrid()] {
+        for (snapshots, second) in [(12, 640), (2, 512)] {
+            let config = EngineConfig { snapshots, snapshot_stride: 512, ..config(900, 1, 100) };
+            let mut engine = Engine::new(&program, &backend(), config).expect("it is small");
+            let cached: Vec<_> = (0..4)
+                .map(|which| {
+                    let request = greedy(&on_a_topic(700, 40, which), 3);
+                    let (answer, cached) = run(&mut engine, &request);
+                    assert_eq!(answer, alone(&program, 900, &request), "prompt {which}");
+                    cached
+                })
+                .collect();
+            assert_eq!(cached, [0, second, 688, 688], "{snapshots} snapshots");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_displaced_for_states_near_the_end() {
+    let config = EngineConfig { snapshots: 3, snapshot_stride: 128, ..config(400, 1, 100) };
+    let mut engine = Engine::new(&rwkv(), &backend(), config).expect("it is small");
+    let chats = [0, 1, 2].map(|which| greedy(&on_a_topic(0, 40, which), 3));
+    chats.iter().for_each(|chat| drop(run(&mut engine, chat)));
+    let mut rows = Vec::new();
+    engine.submit(greedy(&on_a_topic(0, 120, 7), 3)).expect("it fits");
+    while !engine.is_idle() {
+        engine.step().expect("the step runs");
+        rows.push(engine.batch().rows());
+    }
+    assert_eq!(rows, [100, 12, 8, 1, 1], "the prompt is not cut for them");
+    let cached = chats[1..].iter().map(|chat| run(&mut engine, chat).1).collect::<Vec<_>>();
+    assert_eq!(cached, [32, 32]);
+}
+
+#[test]
 fn nothing_is_remembered_where_there_is_no_room_for_it() {
     let config = EngineConfig { snapshots: 0, ..config(CTX, 1, 48) };
     for program in [rwkv(), hybrid()] {

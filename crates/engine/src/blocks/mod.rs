@@ -193,6 +193,13 @@ impl BlockPool {
         }
     }
 
+    /// Lets the content of a block be found no more, unless it is in another's table, too.
+    pub fn forget_own(&mut self, block: u32) {
+        if self.holders(block) == 1 {
+            self.forget(block);
+        }
+    }
+
     fn forget(&mut self, block: u32) {
         if let Some(content) = self.blocks[block as usize].content.take() {
             self.by_name.remove(&content.name);

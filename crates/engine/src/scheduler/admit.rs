@@ -52,7 +52,7 @@ impl Scheduler {
         let Some(mut sequence) = self.waiting.remove(next) else { return false };
         let known = match snapshot {
             Some((tokens, index)) => {
-                self.snapshots.touch(index);
+                self.snapshots.begin_at(index);
                 plan.before.push(StateCopy::Slot { from: self.snapshots.slot(index), to: place });
                 tokens
             }
@@ -62,6 +62,7 @@ impl Scheduler {
         sequence.blocks.extend_from_slice(&self.hits);
         sequence.computed = known;
         (sequence.prefix.registered, sequence.prefix.id) = (self.hits.len(), id);
+        self.find_common(&mut sequence, known);
         self.count_prompt(&mut sequence, known);
         self.places[place as usize] = Some(sequence);
         self.start(place);
@@ -87,6 +88,18 @@ impl Scheduler {
             plan.after.push(StateCopy::Slot { from: from.place, to: place });
         }
         true
+    }
+
+    /// Finds how far a prompt is that of an earlier one, when it begins for the first time: where that is further than what
+    /// is known, a state is to be kept there, because there may be a third.
+    fn find_common(&mut self, sequence: &mut Sequence, known: usize) {
+        if self.sizes.snapshots == 0 || sequence.cached.is_some() || sequence.embedding.is_some() {
+            return;
+        }
+        let blocks = (sequence.prompt_len - 1) / BLOCK;
+        let common = (known / BLOCK..blocks).rev().find(|&i| self.names.has(sequence.name(i, self.chain)));
+        sequence.common = common.map(|i| (i + 1) * BLOCK);
+        (0..blocks).for_each(|i| self.names.note(sequence.name(i, self.chain)));
     }
 
     /// Notes what of a prompt need not be run, when it begins for the first time.

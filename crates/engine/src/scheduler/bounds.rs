@@ -6,7 +6,8 @@ use crate::config::EngineConfig;
 use crate::error::EngineError;
 use crate::request::Request;
 
-/// The highest level of priority and, negative, the lowest: nobody waits for more than twice so many levels.
+/// The highest level of priority and, negative, the lowest: nobody is let in before one that came twice so many levels'
+/// worth of steps (`AGEING_STEPS` each) earlier.
 const MOST_PRIORITY: i32 = 100;
 
 #[derive(Clone, Copy, Debug)]

@@ -35,16 +35,12 @@ impl Scheduler {
     /// numbers is over, and it alone.
     pub fn commit(&mut self, plan: Plan, sampled: &[Sampled], now: Instant, events: &mut Vec<Event>) {
         self.is_moving = true;
-        for row in &plan.rows {
-            self.at_mut(row.place).computed = (row.start + row.len) as usize;
-            self.register(row.place);
-        }
-        plan.saves.iter().for_each(|save| self.keep(save));
-        plan.forks.iter().for_each(|fork| self.fork(fork));
         assert_eq!(plan.samples.len(), sampled.len(), "a token for everyone who gets one");
+        self.take_in_state(&plan, sampled);
         for (sample, sampled) in plan.samples.iter().zip(sampled) {
             let Some(token) = sampled.token else {
                 let position = self.at(sample.place).tokens.len();
+                self.distrust(sample.place);
                 let fault = EngineError::NotNumbers { position }.to_string().into();
                 events.push(self.end(sample.place, FinishReason::Failed, Some(fault), now));
                 continue;
@@ -66,6 +62,36 @@ impl Scheduler {
         self.spare = plan;
         self.audit();
         self.is_moving = false;
+    }
+
+    /// Notes how far the step's sequences have come, and makes findable what they have left; not where no numbers came of
+    /// it, because others would fail for it.
+    fn take_in_state(&mut self, plan: &Plan, sampled: &[Sampled]) {
+        let all_are_numbers = sampled.iter().all(|sampled| sampled.token.is_some());
+        let is_sound = |place| {
+            let mut of_all = plan.samples.iter().zip(sampled);
+            all_are_numbers || !of_all.any(|(sample, s)| sample.place == place && s.token.is_none())
+        };
+        for row in &plan.rows {
+            self.at_mut(row.place).computed = (row.start + row.len) as usize;
+            if is_sound(row.place) {
+                self.register(row.place);
+            }
+        }
+        for save in &plan.saves {
+            if is_sound(save.place) { self.keep(save) } else { self.snapshots.give_back(save.index) }
+        }
+        plan.forks.iter().for_each(|fork| self.fork(fork));
+    }
+
+    /// Lets nobody find what a sequence has that nobody else uses: what came of it is no number, and who knows since when.
+    fn distrust(&mut self, place: u32) {
+        let sequence = self.places[place as usize].as_mut().expect("a running sequence has its place");
+        sequence.blocks.iter().for_each(|&block| self.pool.forget_own(block));
+        if self.sizes.snapshots > 0 {
+            (0..sequence.computed / BLOCK)
+                .for_each(|i| self.snapshots.forget_state(&sequence.beginning(i, self.chain)));
+        }
     }
 
     /// Makes the blocks that have become full findable.
@@ -92,9 +118,13 @@ impl Scheduler {
     fn keep(&mut self, save: &Save) {
         let sequence = self.places[save.place as usize].as_mut().expect("a running sequence has its place");
         let seen = sequence.beginning(save.end / BLOCK - 1, self.chain);
-        let kept = self.snapshots.register(save.index, seen);
+        let kept = self.snapshots.register(save.index, seen, save.worth);
         if save.end == sequence.tokens.len() {
             sequence.tail = kept;
+        }
+        if kept.is_some() && sequence.common == Some(save.end) {
+            // Two prompts have gone through here.
+            self.snapshots.begin_at(save.index);
         }
     }
 
@@ -148,8 +178,61 @@ mod tests {
 
     use super::*;
     use crate::config::EngineConfig;
+    use crate::engine::Engine;
     use crate::request::Request;
-    use crate::simulator::model::{Fake, State, program};
+    use crate::simulator::model::{Fake, Fault, State, program};
+
+    /// Runs a request to its end; what it said and how that ended.
+    fn run(engine: &mut Engine, prompt: Vec<u32>) -> (Vec<u32>, FinishReason) {
+        engine.submit(Request::new(prompt, 9)).unwrap();
+        let mut said = Vec::new();
+        loop {
+            for event in engine.step().unwrap() {
+                match *event {
+                    Event::Token { token, .. } => said.push(token),
+                    Event::Finished { reason, .. } => return (said, reason),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_found_by_others() {
+        for state in [State::Kv, State::Recurrent, State::Both] {
+            let fault = Fault::default();
+            let backend = Fake { fault: fault.clone(), ..Fake::default() };
+            let config = EngineConfig { max_seqs: 2, ..EngineConfig::new(96) };
+            let mut engine = Engine::new(&program(state), &backend, config).unwrap();
+            let prompt: Vec<u32> = (0..3 * BLOCK as u32).map(|i| i * i % 7).collect();
+            let longer: Vec<u32> = prompt.iter().copied().chain([1, 2]).collect();
+            fault.set(Fault::NOT_NUMBERS);
+            assert_eq!(run(&mut engine, prompt.clone()), (Vec::new(), FinishReason::Failed));
+            let after = run(&mut engine, longer.clone());
+            engine.forget_prefixes();
+            assert_eq!(after, run(&mut engine, longer), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn what_came_before_that_which_is_no_number_is_forgotten() {
+        for state in [State::Kv, State::Recurrent, State::Both] {
+            let (program, now) = (program(state), Instant::now());
+            let config = EngineConfig { chunk: BLOCK, snapshot_stride: BLOCK, ..EngineConfig::new(96) };
+            let limits = config.limits(&program, &Fake::default()).unwrap();
+            let mut scheduler = Scheduler::new(&program, &config, &limits);
+            scheduler.submit(&[Request::new(vec![1; 3 * BLOCK + 5], 9)], now).unwrap();
+            let mut events = Vec::new();
+            for _ in 0..3 {
+                let plan = scheduler.plan(now).unwrap();
+                scheduler.commit(plan, &[], now, &mut events);
+            }
+            assert!(scheduler.snapshots.kept() == 3 || state == State::Kv);
+            let plan = scheduler.plan(now).unwrap();
+            scheduler.commit(plan, &[Sampled { token: None, logprobs: None }], now, &mut events);
+            assert!(matches!(events[..], [Event::Finished { reason: FinishReason::Failed, .. }]));
+            assert_eq!((scheduler.books().cached, scheduler.stats().snapshots), (0, 0), "{state:?}");
+        }
+    }
 
     /// Whoever panicked in the scheduler itself, everybody is told that it is over, and things are as at first.
     #[test]

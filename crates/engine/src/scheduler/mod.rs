@@ -15,7 +15,7 @@ use exotherm_kernels::{BLOCK, Limits, Program};
 use crate::blocks::{BlockPool, Books};
 use crate::config::EngineConfig;
 use crate::error::EngineError;
-use crate::prefix::{Chain, chained};
+use crate::prefix::{Chain, Names, chained};
 use crate::request::{Event, FinishReason, Request, RequestId};
 use crate::sequence::{Rank, Sequence};
 use crate::snapshots::SnapshotPool;
@@ -25,12 +25,15 @@ pub(crate) use plan::{Plan, StateCopy};
 /// Steps of waiting that a level of priority is worth.
 const AGEING_STEPS: i64 = 64;
 
+/// Beginnings that are known to have been asked for: of half a million tokens, in 256 KiB.
+const KNOWN_NAMES: usize = 1 << 15;
+
 /// What the scheduler has at the moment, and has done so far.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct SchedulerStats {
     pub waiting: usize,
     pub running: usize,
-    /// Steps that were planned.
+    /// Steps that were begun, those that found nothing to run among them.
     pub steps: u64,
     /// Times that a sequence gave its blocks back to others.
     pub preemptions: u64,
@@ -56,6 +59,8 @@ pub(crate) struct Scheduler {
     chain: Chain,
     pool: BlockPool,
     snapshots: SnapshotPool,
+    /// Beginnings of the prompts so far, where states are kept.
+    names: Names,
     /// Running sequences; a place is a slot of recurrent state, too.
     places: Vec<Option<Sequence>>,
     /// Places of the running ones, those that come first first.
@@ -98,6 +103,7 @@ impl Scheduler {
             chain: chained,
             pool: BlockPool::new(sizes.blocks),
             snapshots: SnapshotPool::new(config.max_seqs, sizes.snapshots),
+            names: Names::new(if sizes.snapshots > 0 { KNOWN_NAMES } else { 0 }),
             places: (0..config.max_seqs).map(|_| None).collect(),
             running: Vec::with_capacity(config.max_seqs),
             waiting: VecDeque::new(),

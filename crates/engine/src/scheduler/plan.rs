@@ -5,6 +5,7 @@ use std::time::Instant;
 use exotherm_kernels::{BLOCK, Batch};
 
 use super::Scheduler;
+use crate::snapshots::Worth;
 
 /// The unit of work: tokens `start..start + len` of a sequence. A piece of a prompt and a decoded token are
 /// the same thing; the sequence whose last token is in it gets a new one.
@@ -37,6 +38,7 @@ pub(super) struct Save {
     pub place: u32,
     pub end: usize,
     pub index: u32,
+    pub worth: Worth,
 }
 
 /// The sequence in place `to` goes on where that of `from` is after the step.
@@ -166,9 +168,18 @@ impl Scheduler {
         }
         let stride = self.sizes.snapshot_stride;
         let next = start.checked_div(stride).map_or(end, |strides| (strides + 1) * stride);
-        let last = last_boundary(end);
-        let cut = if last > start { next.min(last) } else { next };
+        let ends = [Some(last_boundary(end)), self.at(place).common, self.near_end(start, end)];
+        let cut = ends.into_iter().flatten().filter(|&cut| cut > start).fold(next, usize::min);
         most.min(cut - start)
+    }
+
+    /// Where the next state near the end of so many tokens is to be kept, if there is a place to spare. The last stride is
+    /// divided, and so is what another prompt that differs only at its end has to run.
+    fn near_end(&self, start: usize, tokens: usize) -> Option<usize> {
+        let stride = self.sizes.snapshot_stride;
+        let part = Some(stride / STRIDE_PARTS).filter(|part| *part > 0 && part.is_multiple_of(BLOCK))?;
+        let first = tokens.saturating_sub(stride).max(start);
+        self.snapshots.has_place_near_end().then_some((first / part + 1) * part)
     }
 
     /// Plans the next `len` tokens of a sequence; its block table grows to hold them.
@@ -208,27 +219,36 @@ impl Scheduler {
         plan.before.push(StateCopy::Block { from, to });
     }
 
-    /// Remembers the state at the end of the prompt's last whole block, at every stride, and, as an answer goes on, the
-    /// latest one: so the next turn of a chat finds what it continues.
+    /// Remembers the state at the end of the prompt's last whole block, at every stride, where it ceases to be
+    /// that of an earlier prompt, near its end where there is a place to spare, and, as an answer goes on, the latest one:
+    /// so the next turn of a chat finds what it continues.
     fn plan_snapshot(&mut self, place: u32, end: usize, plan: &mut Plan) {
         if self.sizes.snapshots == 0 || !end.is_multiple_of(BLOCK) {
             return;
         }
+        let near_end = self.near_end(end - 1, self.at(place).tokens.len());
         let stride = self.sizes.snapshot_stride;
         let chain = self.chain;
         let sequence = self.places[place as usize].as_mut().expect("a running sequence has its place");
         let is_tail = end == sequence.tokens.len();
-        if !is_tail && end != last_boundary(sequence.tokens.len()) && !end.is_multiple_of(stride) {
+        let is_common = sequence.common == Some(end);
+        let worth = if is_tail || is_common || end == last_boundary(sequence.tokens.len()) {
+            Worth::End
+        } else if end.is_multiple_of(stride) {
+            Worth::Stride
+        } else if near_end == Some(end) {
+            Worth::NearEnd
+        } else {
             return;
-        }
+        };
         let seen = sequence.beginning(end / BLOCK - 1, chain);
         if let Some(same) = self.snapshots.find(&seen) {
-            self.snapshots.touch(same);
+            self.snapshots.touch(same, worth);
             return;
         }
         let own = sequence.tail.filter(|_| is_tail);
         if let Some(index) = self.snapshots.reserve(own) {
-            plan.saves.push(Save { place, end, index });
+            plan.saves.push(Save { place, end, index, worth });
             plan.after.push(StateCopy::Slot { from: place, to: self.snapshots.slot(index) });
         }
     }
@@ -246,6 +266,9 @@ impl Scheduler {
         }
     }
 }
+
+/// Parts of a prompt's last stride.
+const STRIDE_PARTS: usize = 8;
 
 /// The end of the last whole block of so many tokens that has a token after it.
 fn last_boundary(tokens: usize) -> usize {

@@ -7,7 +7,7 @@ pub(crate) mod model;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use exotherm_kernels::{BLOCK, SampleRow};
@@ -47,16 +47,18 @@ struct Expected {
     tokens: Vec<u32>,
     prompt_len: usize,
     request: Request,
+    /// The steps that had been begun when it came.
+    submitted: u64,
     /// The step of its latest token, and how often it had been preempted by then.
     last_token: Option<(u64, usize)>,
 }
 
 impl Expected {
-    fn new(mut request: Request, choice: usize) -> Expected {
+    fn new(mut request: Request, choice: usize, submitted: u64) -> Expected {
         request.sampling.seed = request.sampling.seed.wrapping_add(choice as u64);
         let seen = request.prompt.iter().fold(Seen::default(), |seen, &token| seen.and(token));
         let (tokens, prompt_len) = (request.prompt.clone(), request.prompt.len());
-        Expected { seen, tokens, prompt_len, request, last_token: None }
+        Expected { seen, tokens, prompt_len, request, submitted, last_token: None }
     }
 
     fn next(&self) -> u32 {
@@ -79,6 +81,10 @@ struct Seldom {
     preemptions: u64,
     cached_tokens: u64,
     forks: u64,
+    /// Blocks that were shared and had to be copied.
+    block_copies: usize,
+    /// Runs in which sequences made room, choices began where another was, shared blocks were copied and steps failed.
+    all_at_once: u64,
     refused: usize,
     /// By the kind of fault.
     failed: [usize; Fault::KINDS],
@@ -105,6 +111,9 @@ struct Simulation {
     fault: Fault,
     numbers: Numbers,
     ctx: usize,
+    /// Whether answers are long and the pool has hardly room for one.
+    is_tight: bool,
+    block_copies: Arc<AtomicUsize>,
     live: HashMap<RequestId, Expected>,
     /// Beginnings that prompts have in common.
     topics: Vec<Vec<u32>>,
@@ -114,11 +123,16 @@ struct Simulation {
 impl Simulation {
     fn new(seed: u64, omits: Omission) -> Simulation {
         let mut numbers = Numbers(seed);
-        let state = [State::Kv, State::Recurrent, State::Both][numbers.below(3)];
-        let ctx = 40 + numbers.below(60);
-        let max_seqs = 1 + numbers.below(6);
+        let is_tight = numbers.one_in(4);
+        let state = match is_tight {
+            true => [State::Kv, State::Both][numbers.below(2)],
+            false => [State::Kv, State::Recurrent, State::Both][numbers.below(3)],
+        };
+        let ctx = if is_tight { 120 + numbers.below(200) } else { 40 + numbers.below(60) };
+        let max_seqs = usize::from(is_tight) + 1 + numbers.below(6);
         let least = ctx.div_ceil(BLOCK);
         let blocks = match numbers.below(4) {
+            _ if is_tight => Some(least + numbers.below(least / 5 + 1)),
             0 => None,
             // Less than one context: some requests never fit.
             1 => Some(least - numbers.below(2)),
@@ -130,11 +144,13 @@ impl Simulation {
             queue: numbers.below(12),
             chunk: 1 + numbers.below(40),
             snapshots: numbers.below(8),
-            snapshot_stride: BLOCK * numbers.below(3),
+            // With the last a prompt's last stride is divided.
+            snapshot_stride: BLOCK * [0, 1, 2, 8][numbers.below(4)],
             ..EngineConfig::new(ctx)
         };
         let fault = Fault::default();
-        let backend = Fake { fault: fault.clone(), omits };
+        let block_copies = Arc::<AtomicUsize>::default();
+        let backend = Fake { fault: fault.clone(), block_copies: block_copies.clone(), omits };
         let mut engine = Engine::new(&program(state), &backend, config).expect("it is small");
         if numbers.one_in(4) {
             // Five names for all beginnings.
@@ -145,17 +161,20 @@ impl Simulation {
         engine.set_clock(Box::new(move || engines.after(0)));
         let topics = (0..4).map(|_| (0..ctx).map(|_| numbers.below(VOCAB) as u32).collect()).collect();
         let (live, seldom) = (HashMap::new(), Seldom::default());
-        Simulation { engine, clock, fault, numbers, ctx, live, topics, seldom }
+        Simulation { engine, clock, fault, numbers, ctx, is_tight, block_copies, live, topics, seldom }
     }
 
     fn request(&mut self) -> Request {
         let numbers = &mut self.numbers;
         let topic = &self.topics[numbers.below(self.topics.len())];
-        let mut prompt = topic[..numbers.below(self.ctx * 3 / 4)].to_vec();
+        let mut prompt = topic[..numbers.below(self.ctx * 3 / if self.is_tight { 12 } else { 4 })].to_vec();
         prompt.extend((0..=numbers.below(5)).map(|_| numbers.below(VOCAB) as u32));
         let most = self.ctx.saturating_sub(prompt.len()).max(1);
-        let mut request = Request::new(prompt, 1 + numbers.below(most));
-        request.priority = numbers.below(5) as i32 - 2;
+        let max_tokens = if self.is_tight { most } else { 1 + numbers.below(most) };
+        let mut request = Request::new(prompt, max_tokens);
+        // At the most they are worth more steps than a simulation has.
+        let levels = [2, 2, 10, 100][numbers.below(4)];
+        request.priority = numbers.below(2 * levels + 1) as i32 - levels as i32;
         request.sampling.seed = numbers.next();
         if numbers.one_in(3) {
             request.sampling = Sampling { temperature: 1.0, ..request.sampling };
@@ -174,10 +193,11 @@ impl Simulation {
 
     fn submit(&mut self) {
         let request = self.request();
+        let steps = self.engine.stats().steps;
         match self.engine.submit(request.clone()) {
             Ok(id) => {
                 for i in 0..request.n {
-                    let before = self.live.insert(id.choice(i), Expected::new(request.clone(), i));
+                    let before = self.live.insert(id.choice(i), Expected::new(request.clone(), i, steps));
                     assert!(before.is_none(), "a name is given twice");
                 }
             }
@@ -311,6 +331,15 @@ impl Simulation {
         let is_new = |s: &&Sequence| ran.iter().all(|(rank, _)| *rank != s.rank);
         let let_in = scheduler.sequences().filter(is_new).map(|s| s.rank).max();
         let passed = scheduler.waiting().filter(|s| s.leader.is_none()).map(|s| s.rank).min();
+        // Who comes so many steps later must be worth so many more: so nobody waits for ever.
+        for new in scheduler.sequences().filter(is_new).filter(|s| !s.is_fork) {
+            for old in scheduler.waiting().filter(|s| s.leader.is_none()) {
+                let (new, old) = (&self.live[&new.id], &self.live[&old.id]);
+                let levels = i64::from(new.request.priority) - i64::from(old.request.priority);
+                let later = new.submitted as i64 - old.submitted as i64;
+                assert!(later <= 64 * levels, "{later} steps later and {levels} levels higher");
+            }
+        }
         if let (Some(let_in), Some(passed)) = (let_in, passed) {
             assert_eq!(now.preemptions, before.preemptions, "who made room is let in at once");
             assert!(let_in < passed, "{let_in:?} was let in before {passed:?}");
@@ -327,7 +356,7 @@ impl Simulation {
 
     fn run(mut self, steps: usize) -> Seldom {
         // Some are flooded, some are mostly idle.
-        let rate = 1 + self.numbers.below(30);
+        let rate = 1 + self.numbers.below(if self.is_tight { 8 } else { 30 });
         for _ in 0..steps {
             if self.numbers.one_in(rate) {
                 self.submit();
@@ -357,6 +386,9 @@ impl Simulation {
         assert_eq!(self.engine.audit(), Ok(()));
         (self.seldom.preemptions, self.seldom.cached_tokens) = (stats.preemptions, stats.cached_tokens);
         self.seldom.forks = stats.forks;
+        self.seldom.block_copies = self.block_copies.load(Ordering::Relaxed);
+        let had_all = stats.preemptions > 0 && stats.forks > 0 && self.seldom.block_copies > 0;
+        self.seldom.all_at_once = u64::from(had_all && self.seldom.failed.iter().sum::<usize>() > 0);
         self.seldom
     }
 }
@@ -381,6 +413,8 @@ fn whatever_comes_in_whatever_order() {
         all.preemptions += seldom.preemptions;
         all.cached_tokens += seldom.cached_tokens;
         all.forks += seldom.forks;
+        all.block_copies += seldom.block_copies;
+        all.all_at_once += seldom.all_at_once;
         all.refused += seldom.refused;
         all.late_answers += seldom.late_answers;
         all.failed.iter_mut().zip(seldom.failed).for_each(|(sum, n)| *sum += n);
@@ -388,8 +422,12 @@ fn whatever_comes_in_whatever_order() {
     }
     println!("{all:?}");
     assert!(all.steps >= 1000 * simulations);
-    assert!(all.preemptions > simulations && all.cached_tokens > 100 * simulations, "{all:?}");
-    assert!(all.forks > simulations && all.late_answers > 100, "{all:?}");
+    assert!(all.preemptions > 4 * simulations && all.cached_tokens > 100 * simulations, "{all:?}");
+    assert!(all.all_at_once > simulations / 5, "{all:?}");
+    assert!(
+        all.forks > simulations && all.block_copies as u64 > simulations && all.late_answers > 100,
+        "{all:?}"
+    );
     assert!(all.failed[1..].iter().all(|&n| n > 50), "{all:?}");
     for end in ["stop", "length", "deadline", "cancelled", "failed"] {
         assert!(all.ended.get(end).is_some_and(|&n| n > 100), "{end}: {all:?}");

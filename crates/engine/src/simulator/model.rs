@@ -73,7 +73,7 @@ impl Fault {
     pub const COPY_PANIC: usize = 3;
     pub const SAMPLE_ERROR: usize = 4;
     pub const SAMPLE_PANIC: usize = 5;
-    /// One row of logits is no numbers.
+    /// One row of logits is no numbers, nor is the state that it came of.
     pub const NOT_NUMBERS: usize = 6;
     /// The number of kinds, one of which is none.
     pub const KINDS: usize = 7;
@@ -111,6 +111,8 @@ pub enum Omission {
 #[derive(Default)]
 pub struct Fake {
     pub fault: Fault,
+    /// Counts the blocks that were copied.
+    pub block_copies: Arc<AtomicUsize>,
     pub omits: Omission,
 }
 
@@ -131,6 +133,7 @@ impl Backend for Fake {
             slots: vec![Seen::default(); limits.slots],
             logits: Vec::new(),
             fault: self.fault.clone(),
+            block_copies: self.block_copies.clone(),
             omits: self.omits,
         }))
     }
@@ -143,6 +146,7 @@ struct FakeExecutor {
     slots: Vec<Seen>,
     logits: Vec<f32>,
     fault: Fault,
+    block_copies: Arc<AtomicUsize>,
     omits: Omission,
 }
 
@@ -188,15 +192,17 @@ impl FakeExecutor {
     }
 
     fn spoil(&mut self, batch: &Batch) {
-        for span in batch.spans() {
-            let has_kv = !self.cells.is_empty();
-            for position in (span.start..span.start + span.rows).filter(|_| has_kv) {
-                let cell = FakeExecutor::cell(batch.block_table(span), position as usize);
-                self.cells[cell] = !0;
-            }
-            if let Some(state) = self.slots.get_mut(span.slot as usize) {
-                *state = Seen { tokens: !0, all: !0 };
-            }
+        batch.spans().iter().for_each(|span| self.spoil_span(batch, span));
+    }
+
+    fn spoil_span(&mut self, batch: &Batch, span: &Span) {
+        let has_kv = !self.cells.is_empty();
+        for position in (span.start..span.start + span.rows).filter(|_| has_kv) {
+            let cell = FakeExecutor::cell(batch.block_table(span), position as usize);
+            self.cells[cell] = !0;
+        }
+        if let Some(state) = self.slots.get_mut(span.slot as usize) {
+            *state = Seen { tokens: !0, all: !0 };
         }
     }
 }
@@ -226,6 +232,9 @@ impl Executor for FakeExecutor {
         if !self.logits.is_empty() && self.fault.strikes(Fault::NOT_NUMBERS) {
             let row = batch.rows() % batch.logit_rows().len();
             self.logits[row * VOCAB..][..VOCAB].fill(f32::NAN);
+            let row = batch.logit_rows()[row] as usize;
+            let of_row = batch.spans().iter().find(|span| span.row_range().contains(&row));
+            self.spoil_span(batch, of_row.expect("every row is of a span"));
         }
         Ok(())
     }
@@ -261,6 +270,7 @@ impl Executor for FakeExecutor {
         if self.fault.strikes(Fault::COPY_PANIC) {
             Fault::panic();
         }
+        self.block_copies.fetch_add(1, Ordering::Relaxed);
         if self.omits == Omission::BlockCopies {
             return;
         }
