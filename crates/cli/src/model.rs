@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use exotherm_engine::Engine;
-use exotherm_engine::EngineConfig;
+use anyhow::{Context as _, Result, bail};
+use exotherm_engine::{Engine, EngineConfig, Event};
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::reference::ReferenceBackend;
 use exotherm_kernels::{BLOCK, Backend, KvType, Program};
@@ -19,7 +18,7 @@ use exotherm_weights::{Checkpoint, Format, Metadata, is_weight_matrix};
 
 use crate::Context;
 use crate::args::{BackendKind, ComputeArgs, DEFAULT_CTX, IsaArg};
-use crate::output::{self, note};
+use crate::output::{self, Interrupted, note};
 use crate::trace::traced;
 
 /// Finds MODEL, fetches it if that is needed, and opens it.
@@ -288,6 +287,32 @@ pub fn whole_blocks(tokens: usize) -> usize {
 pub fn measured_config(ctx: usize, batch: usize, kv_type: KvType) -> EngineConfig {
     let snapshots = batch.saturating_mul(2);
     EngineConfig { kv_type, max_seqs: batch, snapshots, snapshot_stride: 0, ..EngineConfig::new(ctx) }
+}
+
+/// Steps until so many requests have ended, and shows each step to `seen`. What the ops took is added up, if clocks run.
+pub fn finish(
+    cx: &Context,
+    engine: &mut Engine,
+    mut requests: usize,
+    op_nanos: &mut Vec<u64>,
+    mut seen: impl FnMut(&Engine),
+) -> Result<()> {
+    let _watched = cx.interrupt.watch();
+    while requests > 0 {
+        if cx.interrupt.pressed() {
+            return Err(Interrupted.into());
+        }
+        let events = engine.step()?;
+        if let Some(fault) = events.iter().find_map(Event::fault) {
+            bail!("{fault}");
+        }
+        requests -= events.iter().filter(|event| matches!(event, Event::Finished { .. })).count();
+        let times = engine.executor().op_times();
+        op_nanos.resize(times.len(), 0);
+        op_nanos.iter_mut().zip(times).for_each(|(sum, time)| *sum += time.total);
+        seen(engine);
+    }
+    Ok(())
 }
 
 /// Ids all over a vocabulary, always the same: for measuring and checking where no text is needed.

@@ -99,7 +99,7 @@ pub fn receipt(params: &Params, choices: &[Choice]) -> Value {
     receipt
 }
 
-fn milliseconds(time: Duration) -> f64 {
+pub fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 

@@ -1,13 +1,12 @@
 //! Requests as `tracing` sees them: a span each, with its name, its end and its parts.
 
-use std::time::Duration;
-
 use axum::http::{HeaderMap, Method};
 use exotherm_observe::{PHASES, REQUESTS};
 use tracing::field::Empty;
 use tracing::{Span, debug, info_span};
 
 use crate::generate::Choice;
+use crate::reply::milliseconds;
 
 /// The span of a request; what is not known yet is recorded when it is. The names are OpenTelemetry's where it has some.
 pub fn of_request(id: &str, method: &Method, route: &'static str) -> Span {
@@ -49,8 +48,4 @@ pub fn phases(span: &Span, choices: &[Choice]) {
             ago = ago.saturating_sub(took);
         }
     }
-}
-
-fn milliseconds(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1e6).round() / 1e3
 }

@@ -92,6 +92,10 @@ impl Choice {
 
     /// Goes without telling anybody.
     pub fn forget(mut self) {
+        self.dismiss();
+    }
+
+    fn dismiss(&mut self) {
         let listener = self.listener.take();
         // One that panics even as it goes concerns nobody else.
         let _ = catch_unwind(AssertUnwindSafe(move || drop(listener)));
@@ -124,8 +128,6 @@ impl Choice {
             ..RequestStats::default()
         };
         self.tell(Update::Finished { reason, stats, fault: fault.map(Arc::from) });
-        let listener = self.listener.take();
-        // One that panics even as it goes concerns nobody else.
-        let _ = catch_unwind(AssertUnwindSafe(move || drop(listener)));
+        self.dismiss();
     }
 }

@@ -5,7 +5,7 @@ mod split;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail, ensure};
-use exotherm_engine::{Engine, EngineError, Event, Request};
+use exotherm_engine::{Engine, EngineError, Request};
 use exotherm_kernels::profile::{Part, parts};
 use exotherm_kernels::{BLOCK, Backend, BackendError, KvType, Program};
 use exotherm_models::{Model, ModelInfo};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::Context;
 use crate::args::{ComputeArgs, Numbers, QuantizeArg, kv_types, positive};
 use crate::model;
-use crate::output::{self, Interrupted};
+use crate::output;
 
 use split::Split;
 
@@ -309,23 +309,9 @@ impl Bench<'_> {
     }
 
     /// Steps until so many requests have ended.
-    fn finish(&mut self, mut requests: usize) -> Result<()> {
-        let _watched = self.cx.interrupt.watch();
-        while requests > 0 {
-            if self.cx.interrupt.pressed() {
-                return Err(Interrupted.into());
-            }
-            let events = self.engine.step()?;
-            if let Some(fault) = events.iter().find_map(Event::fault) {
-                bail!("{fault}");
-            }
-            requests -= events.iter().filter(|event| matches!(event, Event::Finished { .. })).count();
-            self.steps += 1;
-            let times = self.engine.executor().op_times();
-            self.op_nanos.resize(times.len(), 0);
-            self.op_nanos.iter_mut().zip(times).for_each(|(sum, time)| *sum += time.total);
-        }
-        Ok(())
+    fn finish(&mut self, requests: usize) -> Result<()> {
+        let steps = &mut self.steps;
+        model::finish(self.cx, self.engine, requests, &mut self.op_nanos, |_| *steps += 1)
     }
 }
 

@@ -2,11 +2,10 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, bail, ensure};
-use exotherm_engine::{Engine, Event, Request};
+use anyhow::{Result, ensure};
+use exotherm_engine::{Engine, Request};
 use exotherm_kernels::Batch;
 
-use crate::output::Interrupted;
 use crate::{Context, model};
 
 /// What a phase took.
@@ -74,28 +73,14 @@ fn phase(
     engine: &mut Engine,
     requests: Vec<Request>,
 ) -> Result<Phase> {
-    let _watched = cx.interrupt.watch();
     let mut phase = Phase { name, tokens, nanos: 0, op_nanos: Vec::new(), batches: Vec::new() };
     let begin = Instant::now();
-    let mut running = requests.len();
+    let running = requests.len();
     for request in requests {
         engine.submit(request)?;
     }
-    while running > 0 {
-        if cx.interrupt.pressed() {
-            return Err(Interrupted.into());
-        }
-        let ended = |event: &&Event| matches!(event, Event::Finished { .. });
-        let events = engine.step()?;
-        if let Some(fault) = events.iter().find_map(Event::fault) {
-            bail!("{fault}");
-        }
-        running -= events.iter().filter(ended).count();
-        let times = engine.executor().op_times();
-        phase.op_nanos.resize(times.len(), 0);
-        phase.op_nanos.iter_mut().zip(times).for_each(|(sum, time)| *sum += time.total);
-        phase.batches.push(engine.batch().clone());
-    }
+    let Phase { op_nanos, batches, .. } = &mut phase;
+    model::finish(cx, engine, running, op_nanos, |engine| batches.push(engine.batch().clone()))?;
     phase.nanos = begin.elapsed().as_nanos() as u64;
     ensure!(!phase.op_nanos.is_empty(), "this backend cannot tell what its ops take");
     Ok(phase)
