@@ -84,6 +84,8 @@ pub enum BackendError {
     LogitRow { row: u32, rows: usize },
     #[error("the memory for {what} ({bytes} bytes) could not be had; a smaller --ctx needs less")]
     Memory { what: &'static str, bytes: usize },
+    #[error("the GPU failed: {0}")]
+    Device(String),
 }
 
 pub trait Backend {

@@ -4,6 +4,8 @@ pub mod backend;
 pub mod batch;
 pub mod conformance;
 pub mod cpu;
+pub mod gpu;
+mod layout;
 pub mod ops;
 mod plan;
 pub mod profile;

@@ -11,8 +11,8 @@ use exotherm_tensor::DType;
 
 use super::groups::GROUP;
 use super::integers::{HALF_SCALED_SUMS, HALF_SUMS, IntRows, LINES, SCALE, SCALED_SUM, SUM, UnitOf};
-use super::panels::{Layout, Scales};
 use super::simd::{ByteIsa, ByteKernel, Isa, Level, WIDTH, prefetch, prefetch_far};
+use crate::layout::{Layout, Scales};
 
 /// Panels of weights, all of one type, and where their products go.
 pub(super) struct PanelProduct<'a> {
@@ -404,7 +404,8 @@ mod tests {
     use super::*;
     use crate::cpu::groups::room_for;
     use crate::cpu::integers::{quantize, words_of};
-    use crate::cpu::panels::{UNIT, decode_panel_row, pack_panel};
+    use crate::cpu::panels::{decode_panel_row, pack_panel};
+    use crate::layout::UNIT;
 
     struct Numbers(u64);
 

@@ -13,8 +13,8 @@
 //! | 15 | nothing |
 
 use super::groups::{GROUP, group_rows};
-use super::panels::UNIT;
 use super::simd::{Isa, Kernel, Level, WIDTH};
+use crate::layout::UNIT;
 use crate::rounding::NOTHING;
 
 /// Lines of a unit.

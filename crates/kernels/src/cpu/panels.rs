@@ -1,96 +1,19 @@
 //! Panels: how quantized weights lie in memory for the kernels.
 //!
 //! A panel is sixteen rows of weights side by side, so that a lane of a vector belongs to one output. It is cut into
-//! units of 32 columns. A unit's codes, never negative, are split into planes whose vectors of 64 bytes hold four
-//! neighbouring columns of each of the sixteen rows: "quad" `k` of a unit is columns `4k..4k + 4`.
-//!
-//! | plane | vectors | what a byte holds |
-//! |---|---|---|
-//! | nibbles | 4 | of vector `j`: quad `j` low, quad `4 + j` high |
-//! | pairs | 2 | of vector `v`: quads `4v..4v + 4` from the lowest bits up |
-//! | bits | 1 | quad `k` in bit `k` |
-//! | bytes | 8 | of vector `k`: quad `k` |
-//!
-//! A weight is `s · code + o` with an `s` and an `o` for each row and unit, or half unit where the format's groups have
-//! 16 weights. Scales stay as they are in the file, but that those of six bits take a byte. They lie before the codes:
+//! units of 32 columns, whose planes (see [`crate::layout`]) have vectors of 64 bytes with four neighbouring columns of each
+//! of the sixteen rows. Scales stay as they are in the file, but that those of six bits take a byte. They lie before the codes:
 //! `d` (and `m`) as 16 f16 in every unit, or, for the K-quants, in a head before every 8 units, followed in each unit
 //! by the 16 rows' scales and minima in bytes.
 
 use exotherm_tensor::DType;
 use exotherm_tensor::formats::common::unpack_scales_and_mins;
-use exotherm_tensor::formats::{f16_to_f32, q3_k};
+use exotherm_tensor::formats::f16_to_f32;
 
 use super::simd::WIDTH;
-
-/// Columns of a unit.
-pub(super) const UNIT: usize = 32;
-
-/// Units of a K-quant's block.
-const SPAN: usize = 8;
-
-/// What makes a weight of a code.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scales {
-    /// d · (code − middle)
-    Symmetric,
-    /// d · code + m
-    Affine,
-    /// d · scale · code − d_min · min, for 32 weights
-    Grouped,
-    /// The same for 16 weights, scale and min in one byte.
-    HalfGrouped,
-    /// d · scale · (code − middle), for 16 weights
-    HalfSymmetric,
-}
-
-/// How a format's units are laid out.
-#[derive(Clone, Copy)]
-pub(super) struct Layout {
-    pub scales: Scales,
-    pub nibbles: bool,
-    pub pairs: bool,
-    pub bits: bool,
-    pub bytes: bool,
-    /// The power of two that is taken off a code where the format is symmetric.
-    pub middle: u32,
-}
+use crate::layout::{Layout, Scales, UNIT, codes_of, half_scale, halves_of};
 
 impl Layout {
-    /// `None` for the float types.
-    pub const fn of(dtype: DType) -> Option<Layout> {
-        let (scales, planes, middle) = match dtype {
-            DType::F32 | DType::F16 | DType::BF16 => return None,
-            DType::Q8_0 => (Scales::Symmetric, "bytes", 128),
-            DType::Q4_0 => (Scales::Symmetric, "nibbles", 8),
-            DType::Q4_1 => (Scales::Affine, "nibbles", 0),
-            DType::Q5_0 => (Scales::Symmetric, "nibbles bits", 16),
-            DType::Q5_1 => (Scales::Affine, "nibbles bits", 0),
-            DType::Q2K => (Scales::HalfGrouped, "pairs", 0),
-            DType::Q3K => (Scales::HalfSymmetric, "pairs bits", 4),
-            DType::Q4K => (Scales::Grouped, "nibbles", 0),
-            DType::Q5K => (Scales::Grouped, "nibbles bits", 0),
-            DType::Q6K => (Scales::HalfSymmetric, "nibbles pairs", 32),
-        };
-        Some(Layout {
-            scales,
-            nibbles: has(planes, "nibbles"),
-            pairs: has(planes, "pairs"),
-            bits: has(planes, "bits"),
-            bytes: has(planes, "bytes"),
-            middle,
-        })
-    }
-
-    /// Whether the groups have 16 weights.
-    pub const fn halves(&self) -> bool {
-        matches!(self.scales, Scales::HalfGrouped | Scales::HalfSymmetric)
-    }
-
-    /// Units behind one head.
-    pub const fn span(&self) -> usize {
-        if matches!(self.scales, Scales::Symmetric | Scales::Affine) { 1 } else { SPAN }
-    }
-
     pub const fn head_bytes(&self) -> usize {
         match self.scales {
             Scales::Symmetric | Scales::Affine => 0,
@@ -123,22 +46,6 @@ impl Layout {
     }
 }
 
-const fn has(planes: &str, plane: &str) -> bool {
-    let (planes, plane) = (planes.as_bytes(), plane.as_bytes());
-    let mut at = 0;
-    while at + plane.len() <= planes.len() {
-        let mut same = 0;
-        while same < plane.len() && planes[at + same] == plane[same] {
-            same += 1;
-        }
-        if same == plane.len() {
-            return true;
-        }
-        at += 1;
-    }
-    false
-}
-
 /// Lays up to sixteen rows of a file's blocks out as a panel, which is zero before.
 pub(super) fn pack_panel(dtype: DType, rows: &[&[u8]], panel: &mut [u8]) {
     let layout = Layout::of(dtype).expect("float types have no such panels");
@@ -154,7 +61,9 @@ pub(super) fn pack_panel(dtype: DType, rows: &[&[u8]], panel: &mut [u8]) {
 #[inline(always)]
 fn put_block(dtype: DType, layout: &Layout, block: &[u8], row: usize, span: &mut [u8]) {
     let (head, units) = span.split_at_mut(layout.head_bytes());
-    put_head(dtype, block, row, head);
+    if !head.is_empty() {
+        put_halves(halves_of(dtype, block), row, head);
+    }
     let (scales, mins) = match dtype {
         DType::Q4K | DType::Q5K => unpack_scales_and_mins(&block[4..16]),
         _ => ([0; 8], [0; 8]),
@@ -162,11 +71,7 @@ fn put_block(dtype: DType, layout: &Layout, block: &[u8], row: usize, span: &mut
     for (u, unit) in units.chunks_exact_mut(layout.unit_bytes()).enumerate() {
         let (to, planes) = unit.split_at_mut(layout.scale_bytes());
         match layout.scales {
-            Scales::Symmetric => put_half(to, row, &block[..2]),
-            Scales::Affine => {
-                put_half(&mut to[..2 * WIDTH], row, &block[..2]);
-                put_half(&mut to[2 * WIDTH..], row, &block[2..4]);
-            }
+            Scales::Symmetric | Scales::Affine => put_halves(halves_of(dtype, block), row, to),
             Scales::Grouped => (to[row], to[WIDTH + row]) = (scales[u], mins[u]),
             Scales::HalfGrouped | Scales::HalfSymmetric => {
                 for half in 0..2 {
@@ -182,97 +87,11 @@ fn put_half(to: &mut [u8], row: usize, half: &[u8]) {
     to[2 * row..2 * row + 2].copy_from_slice(half);
 }
 
-fn put_head(dtype: DType, block: &[u8], row: usize, head: &mut [u8]) {
-    match dtype {
-        DType::Q2K => {
-            put_half(&mut head[..2 * WIDTH], row, &block[80..82]);
-            put_half(&mut head[2 * WIDTH..], row, &block[82..84]);
-        }
-        DType::Q4K | DType::Q5K => {
-            put_half(&mut head[..2 * WIDTH], row, &block[..2]);
-            put_half(&mut head[2 * WIDTH..], row, &block[2..4]);
-        }
-        DType::Q3K => put_half(head, row, &block[108..110]),
-        DType::Q6K => put_half(head, row, &block[208..210]),
-        _ => {}
+fn put_halves((d, min): (&[u8], Option<&[u8]>), row: usize, to: &mut [u8]) {
+    put_half(&mut to[..2 * WIDTH], row, d);
+    if let Some(min) = min {
+        put_half(&mut to[2 * WIDTH..], row, min);
     }
-}
-
-/// The byte that a group of 16 is scaled with.
-fn half_scale(dtype: DType, block: &[u8], group: usize) -> u8 {
-    match dtype {
-        DType::Q2K => block[group],
-        DType::Q6K => block[192 + group],
-        _ => q3_k::unpack_scales(block.first_chunk().expect("a whole block"))[group] as u8,
-    }
-}
-
-/// The codes of a unit as they are in a file's block, but those of Q8_0 moved up to where none is negative.
-#[inline(always)]
-fn codes_of(dtype: DType, block: &[u8], unit: usize) -> [u8; UNIT] {
-    let half = unit / 4;
-    match dtype {
-        DType::Q8_0 => {
-            let codes: &[u8; UNIT] = block[2..].first_chunk().expect("a whole block");
-            codes.map(|code| code ^ 0x80)
-        }
-        DType::Q4_0 => nibbles(&block[2..]),
-        DType::Q4_1 => nibbles(&block[4..]),
-        DType::Q5_0 => with_fifth(nibbles(&block[6..]), &block[2..6]),
-        DType::Q5_1 => with_fifth(nibbles(&block[8..]), &block[4..8]),
-        DType::Q2K => fields(&block[16 + 32 * half..], 2 * (unit % 4), 3, 0),
-        DType::Q3K => {
-            let low = fields(&block[32 + 32 * half..], 2 * (unit % 4), 3, 0);
-            joined(low, fields(block, unit, 1, 2))
-        }
-        DType::Q4K => fields(&block[16 + 32 * (unit / 2)..], 4 * (unit % 2), 15, 0),
-        DType::Q5K => {
-            let low = fields(&block[48 + 32 * (unit / 2)..], 4 * (unit % 2), 15, 0);
-            joined(low, fields(&block[16..], unit, 1, 4))
-        }
-        DType::Q6K => {
-            let low = fields(&block[64 * half + 32 * (unit % 2)..], 4 * (unit % 4 / 2), 15, 0);
-            joined(low, fields(&block[128 + 32 * half..], 2 * (unit % 4), 3, 4))
-        }
-        DType::F32 | DType::F16 | DType::BF16 => [0; UNIT],
-    }
-}
-
-#[inline(always)]
-fn nibbles(bytes: &[u8]) -> [u8; UNIT] {
-    let bytes: &[u8; UNIT / 2] = bytes.first_chunk().expect("a whole block");
-    let mut codes = [0; UNIT];
-    for (i, byte) in bytes.iter().enumerate() {
-        (codes[i], codes[UNIT / 2 + i]) = (byte & 15, byte >> 4);
-    }
-    codes
-}
-
-/// Bits `mask` of 32 bytes after a shift to the right, moved to the left by `up`.
-#[inline(always)]
-fn fields(bytes: &[u8], shift: usize, mask: u8, up: usize) -> [u8; UNIT] {
-    let bytes: &[u8; UNIT] = bytes.first_chunk().expect("a block's fields lie inside it");
-    let mut codes = [0; UNIT];
-    for (code, byte) in codes.iter_mut().zip(bytes) {
-        *code = ((byte >> shift) & mask) << up;
-    }
-    codes
-}
-
-#[inline(always)]
-fn joined(mut a: [u8; UNIT], b: [u8; UNIT]) -> [u8; UNIT] {
-    for (a, b) in a.iter_mut().zip(b) {
-        *a |= b;
-    }
-    a
-}
-
-#[inline(always)]
-fn with_fifth(mut codes: [u8; UNIT], fifth: &[u8]) -> [u8; UNIT] {
-    for (i, code) in codes.iter_mut().enumerate() {
-        *code |= ((fifth[i / 8] >> (i % 8)) & 1) << 4;
-    }
-    codes
 }
 
 /// A row's codes of a unit into the planes of its panel.
@@ -291,12 +110,11 @@ fn put_codes(layout: &Layout, codes: &[u8; UNIT], row: usize, mut planes: &mut [
         put(4, &|v, c| codes[4 * v + c] & 15 | codes[16 + 4 * v + c] << 4);
     }
     if layout.pairs {
-        // Above the nibbles where there are some.
-        let down = if layout.nibbles { 4 } else { 0 };
+        let down = layout.pairs_up();
         put(2, &|v, c| (0..4).fold(0, |byte, k| byte | ((codes[16 * v + 4 * k + c] >> down) & 3) << (2 * k)));
     }
     if layout.bits {
-        let down = if layout.nibbles { 4 } else { 2 };
+        let down = layout.bits_up();
         put(1, &|_, c| (0..8).fold(0, |byte, k| byte | ((codes[4 * k + c] >> down) & 1) << k));
     }
     if layout.bytes {
@@ -322,11 +140,11 @@ fn take_codes(layout: &Layout, mut planes: &[u8], row: usize) -> [u8; UNIT] {
         or(&|k, c| (plane(k % 4, c) >> (k / 4 * 4)) & 15);
     }
     if layout.pairs {
-        let (plane, up) = (take(2), if layout.nibbles { 4 } else { 0 });
+        let (plane, up) = (take(2), layout.pairs_up());
         or(&|k, c| ((plane(k / 4, c) >> (k % 4 * 2)) & 3) << up);
     }
     if layout.bits {
-        let (plane, up) = (take(1), if layout.nibbles { 4 } else { 2 });
+        let (plane, up) = (take(1), layout.bits_up());
         or(&|k, c| ((plane(0, c) >> k) & 1) << up);
     }
     if layout.bytes {

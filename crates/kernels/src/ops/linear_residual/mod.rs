@@ -2,6 +2,7 @@
 
 pub(crate) mod cases;
 pub(crate) mod cpu;
+pub(crate) mod gpu;
 pub(crate) mod reference;
 
 use super::{Norm, check_matrix, check_vector};

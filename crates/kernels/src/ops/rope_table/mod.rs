@@ -2,6 +2,7 @@
 
 pub(crate) mod cases;
 pub(crate) mod cpu;
+pub(crate) mod gpu;
 pub(crate) mod reference;
 
 use super::check_width;
@@ -31,4 +32,13 @@ impl RopeTable {
     }
 
     pub(super) fn for_each_matrix(&self, _program: &Program, _f: &mut dyn FnMut(MatId, usize)) {}
+}
+
+/// All cosines and sines of a position. The angle is rounded to f32 before its cosine is taken, as the families' reference
+/// implementations do.
+pub(crate) fn angles(inv_freq: &[f32], magnitude: f32, position: u32) -> impl Iterator<Item = f32> {
+    let angle = move |f: &f32| f64::from(position as f32 * f);
+    let magnitude = f64::from(magnitude);
+    let cosines = inv_freq.iter().map(move |f| (angle(f).cos() * magnitude) as f32);
+    cosines.chain(inv_freq.iter().map(move |f| (angle(f).sin() * magnitude) as f32))
 }

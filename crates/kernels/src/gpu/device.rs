@@ -1,0 +1,164 @@
+//! The GPUs that there are, and one of them opened.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::backend::BackendError;
+
+/// What decides how a program is laid out for a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Traits {
+    /// Bytes that a kernel can see at once.
+    pub max_binding: usize,
+}
+
+/// A GPU of this machine, not opened.
+pub struct GpuInfo {
+    adapter: wgpu::Adapter,
+}
+
+/// What kind of thing computes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GpuKind {
+    Discrete,
+    Integrated,
+    Virtual,
+    /// The processor, in place of a GPU.
+    Software,
+    Unknown,
+}
+
+impl GpuInfo {
+    /// All that there are, real ones first.
+    pub fn all() -> Vec<GpuInfo> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+        let adapters = ready(instance.enumerate_adapters(wgpu::Backends::all()));
+        let mut all: Vec<GpuInfo> = adapters.into_iter().map(|adapter| GpuInfo { adapter }).collect();
+        all.sort_by_key(|gpu| gpu.kind() as usize);
+        all
+    }
+
+    pub fn name(&self) -> String {
+        self.adapter.get_info().name
+    }
+
+    pub fn kind(&self) -> GpuKind {
+        match self.adapter.get_info().device_type {
+            wgpu::DeviceType::DiscreteGpu => GpuKind::Discrete,
+            wgpu::DeviceType::IntegratedGpu => GpuKind::Integrated,
+            wgpu::DeviceType::VirtualGpu => GpuKind::Virtual,
+            wgpu::DeviceType::Cpu => GpuKind::Software,
+            wgpu::DeviceType::Other => GpuKind::Unknown,
+        }
+    }
+
+    /// The interface that it is reached through, and its driver.
+    pub fn driver(&self) -> String {
+        let info = self.adapter.get_info();
+        let parts = [info.backend.to_string(), info.driver, info.driver_info];
+        parts.iter().filter(|part| !part.is_empty()).map(String::as_str).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The largest part of its memory that one kernel can see at once, in bytes.
+    pub fn max_binding(&self) -> usize {
+        max_binding(&self.adapter.limits())
+    }
+
+    /// Fewest and most lanes that run in step.
+    pub fn lanes_in_step(&self) -> (u32, u32) {
+        let info = self.adapter.get_info();
+        (info.subgroup_min_size, info.subgroup_max_size)
+    }
+
+    /// What kernels could use and it has not.
+    pub fn lacks(&self) -> Vec<&'static str> {
+        let features = self.adapter.features();
+        let wanted = [
+            (wgpu::Features::SHADER_F16, "f16"),
+            (wgpu::Features::SUBGROUP, "subgroups"),
+            (wgpu::Features::TIMESTAMP_QUERY, "timestamps"),
+            (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative matrices"),
+            (wgpu::Features::PIPELINE_CACHE, "a cache of compiled kernels"),
+        ];
+        wanted.into_iter().filter(|(feature, _)| !features.contains(*feature)).map(|(_, name)| name).collect()
+    }
+
+    pub(crate) fn open(&self) -> Result<Gpu, BackendError> {
+        let limits = self.adapter.limits();
+        let features = self.adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+        let wanted = wgpu::DeviceDescriptor {
+            label: Some("exotherm"),
+            required_features: features,
+            required_limits: limits.clone(),
+            ..wgpu::DeviceDescriptor::default()
+        };
+        let opened = ready(self.adapter.request_device(&wanted));
+        let (device, queue) = opened.map_err(|error| BackendError::Device(error.to_string()))?;
+        let faults = Faults::default();
+        let uncaptured = faults.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| uncaptured.note(error.to_string())));
+        let lost = faults.clone();
+        device.set_device_lost_callback(move |reason, why| {
+            lost.note(format!("the GPU is lost ({reason:?}): {why}"))
+        });
+        let traits = Traits { max_binding: max_binding(&limits) };
+        Ok(Gpu { device, queue, traits, faults, can_time: !features.is_empty() })
+    }
+}
+
+fn max_binding(limits: &wgpu::Limits) -> usize {
+    let bytes = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+    // Whole vectors.
+    usize::try_from(bytes).unwrap_or(usize::MAX) / 16 * 16
+}
+
+/// A GPU that is open.
+#[derive(Clone)]
+pub(crate) struct Gpu {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub traits: Traits,
+    pub faults: Faults,
+    /// Whether it can tell when a pass began and ended.
+    pub can_time: bool,
+}
+
+impl Gpu {
+    /// Waits until all that was handed over is done.
+    pub fn wait(&self) -> Result<(), BackendError> {
+        let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
+        waited.map_err(|error| BackendError::Device(error.to_string()))?;
+        self.faults.check()
+    }
+}
+
+/// What went wrong on a device and was told to nobody yet.
+#[derive(Clone, Default)]
+pub(crate) struct Faults(Arc<Mutex<Option<String>>>);
+
+impl Faults {
+    /// Only the first is kept: others follow from it.
+    fn note(&self, what: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
+    }
+
+    pub fn check(&self) -> Result<(), BackendError> {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(what) => Err(BackendError::Device(what)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a future gives that is ready from the start, as all of the device's are outside of browsers.
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return value;
+        }
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,56 @@
+//! The GPU backend: the program's ops as WGSL kernels, on Vulkan and Metal through wgpu. All of a step goes to the device as
+//! one command buffer with one compute pass, and what comes back is what was asked for.
+
+mod device;
+mod executor;
+mod kernel;
+pub(crate) mod linear;
+mod memory;
+pub(crate) mod record;
+pub(crate) mod rows;
+mod step;
+
+use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse};
+use crate::program::Program;
+
+pub use device::{GpuInfo, GpuKind};
+
+pub(crate) use kernel::Kernel;
+pub(crate) use record::{Count, Recorder, View};
+
+use device::Gpu;
+use executor::GpuExecutor;
+
+/// Computes on one GPU. Activations stay as they are.
+pub struct GpuBackend {
+    gpu: Gpu,
+}
+
+impl GpuBackend {
+    pub fn open(info: &GpuInfo) -> Result<GpuBackend, BackendError> {
+        Ok(GpuBackend { gpu: info.open()? })
+    }
+}
+
+impl Backend for GpuBackend {
+    fn name(&self) -> &'static str {
+        "gpu"
+    }
+
+    fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
+        const TOO_MUCH: usize = usize::MAX;
+        let recorded = record::record(program, limits, &self.gpu.traits);
+        match recorded {
+            Ok(recording) => executor::memory(&recording, program, limits),
+            Err(_) => MemoryUse { weights: TOO_MUCH, kv: TOO_MUCH, recurrent: TOO_MUCH, scratch: TOO_MUCH },
+        }
+    }
+
+    fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
+        let recording = record::record(program, limits, &self.gpu.traits)?;
+        Ok(Box::new(GpuExecutor::new(self.gpu.clone(), recording, program, limits)?))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,370 @@
+//! From a program to what a device does for it: buffers, kernels and dispatches, written down before any device is asked for
+//! anything. So memory is known to the byte beforehand, dispatches are counted and kernels validated without a device.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use exotherm_tensor::Tensor;
+
+use super::device::Traits;
+use super::kernel::Kernel;
+use super::rows::RowLayout;
+use super::step::StepLayout;
+use crate::backend::{BackendError, KvType, Limits, MemoryUse};
+use crate::batch::BLOCK;
+use crate::ops;
+use crate::ops::Op;
+use crate::program::{Buf, KvId, MatId, Program, RecId, Rows, VecId};
+
+/// Offsets of bindings are multiples of this on every device.
+const ALIGNMENT: usize = 256;
+
+/// Words of block tables that there is room for at first.
+pub(crate) const FIRST_TABLES: usize = 1024;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct BufferId(pub usize);
+
+/// A part of a buffer, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct View {
+    pub buffer: BufferId,
+    pub offset: usize,
+    pub bytes: usize,
+}
+
+/// What a buffer's memory counts as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Class {
+    Weights,
+    Kv,
+    Recurrent,
+    Scratch,
+}
+
+/// What a buffer holds from the start.
+pub(crate) enum Fill {
+    Zeros,
+    Floats(Vec<f32>),
+    /// Rows of weights, one after another.
+    Rows {
+        layout: RowLayout,
+        parts: Vec<Tensor>,
+    },
+}
+
+pub(crate) struct BufferSpec {
+    pub bytes: usize,
+    pub class: Class,
+    pub fill: Fill,
+}
+
+/// How many workgroups there are in a direction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Count {
+    Fixed(usize),
+    /// One for every so many rows of the batch.
+    Rows(usize),
+    /// One for every so many rows that want logits.
+    LogitRows(usize),
+    Spans,
+}
+
+pub(crate) struct Dispatch {
+    /// The op that it is part of.
+    pub op: usize,
+    pub kernel: usize,
+    pub views: Vec<View>,
+    pub counts: [Count; 3],
+}
+
+/// A kernel's text, and which of its bindings are written.
+#[derive(PartialEq, Eq, Hash)]
+pub(crate) struct KernelText {
+    pub label: &'static str,
+    pub text: String,
+    pub is_written: Vec<bool>,
+}
+
+/// A buffer that the host fills with the cosines and sines of a step's rows.
+pub(crate) struct Angles {
+    pub inv_freq: VecId,
+    pub magnitude: f32,
+    pub buffer: BufferId,
+}
+
+/// Rows of a matrix that are of one type and lie in one binding.
+#[derive(Clone)]
+pub(crate) struct Piece {
+    pub layout: RowLayout,
+    /// Rows of the matrix.
+    pub rows: Range<usize>,
+    pub view: View,
+}
+
+#[derive(Default)]
+pub(crate) struct Recording {
+    pub buffers: Vec<BufferSpec>,
+    pub kernels: Vec<KernelText>,
+    pub dispatches: Vec<Dispatch>,
+    pub angles: Vec<Angles>,
+    /// Where activations and state lie.
+    pub slots: Vec<BufferId>,
+    pub keys: Vec<BufferId>,
+    pub values: Vec<BufferId>,
+    pub recurrent: Vec<BufferId>,
+}
+
+impl Recording {
+    pub fn memory(&self) -> MemoryUse {
+        let of = |class| {
+            let buffers = self.buffers.iter().filter(|b| b.class == class);
+            buffers.fold(0usize, |sum, b| sum.saturating_add(b.bytes))
+        };
+        MemoryUse {
+            weights: of(Class::Weights),
+            kv: of(Class::Kv),
+            recurrent: of(Class::Recurrent),
+            scratch: of(Class::Scratch),
+        }
+    }
+}
+
+/// What ops record themselves with.
+pub(crate) struct Recorder<'a> {
+    pub program: &'a Program,
+    pub limits: &'a Limits,
+    pub traits: &'a Traits,
+    recording: Recording,
+    step: StepLayout,
+    op: usize,
+    vectors: HashMap<Vec<u32>, View>,
+    vector_values: Vec<f32>,
+    matrices: HashMap<u32, Vec<Piece>>,
+    texts: HashMap<String, usize>,
+}
+
+/// The buffer of all vectors.
+const VECTORS: BufferId = BufferId(0);
+
+/// Writes down what a program is on a device with these traits.
+pub(crate) fn record(program: &Program, limits: &Limits, traits: &Traits) -> Result<Recording, BackendError> {
+    let mut recorder = Recorder {
+        program,
+        limits,
+        traits,
+        recording: Recording::default(),
+        step: StepLayout::new(limits),
+        op: 0,
+        vectors: HashMap::new(),
+        vector_values: Vec::new(),
+        matrices: HashMap::new(),
+        texts: HashMap::new(),
+    };
+    recorder.buffer(0, Class::Weights, Fill::Zeros)?;
+    recorder.take_state()?;
+    for (i, op) in program.ops().iter().enumerate() {
+        recorder.op = i;
+        record_op(op, &mut recorder)?;
+    }
+    let Recorder { mut recording, vector_values, .. } = recorder;
+    let vectors = &mut recording.buffers[VECTORS.0];
+    vectors.bytes = 4 * vector_values.len();
+    vectors.fill = Fill::Floats(vector_values);
+    Ok(recording)
+}
+
+fn record_op(op: &Op, recorder: &mut Recorder) -> Result<(), BackendError> {
+    match op {
+        Op::Embed(op) => ops::embed::gpu::record(op, recorder),
+        Op::RopeTable(op) => ops::rope_table::gpu::record(op, recorder),
+        Op::NormLinear(op) => ops::norm_linear::gpu::record(op, recorder),
+        Op::QkRopeWrite(op) => ops::qk_rope_write::gpu::record(op, recorder),
+        Op::Attention(op) => ops::attention::gpu::record(op, recorder),
+        Op::LinearResidual(op) => ops::linear_residual::gpu::record(op, recorder),
+        Op::MoeRoute(op) => ops::moe_route::gpu::record(op, recorder),
+        Op::MoeGateUp(op) => ops::moe_gate_up::gpu::record(op, recorder),
+        Op::MoeDown(op) => ops::moe_down::gpu::record(op, recorder),
+        Op::ShiftMix(op) => ops::shift_mix::gpu::record(op, recorder),
+        Op::GroupedLinear(op) => ops::grouped_linear::gpu::record(op, recorder),
+        Op::Lora(op) => ops::lora::gpu::record(op, recorder),
+        Op::TimeMix(op) => ops::time_mix::gpu::record(op, recorder),
+        Op::ChannelMix(op) => ops::channel_mix::gpu::record(op, recorder),
+        Op::Head(op) => ops::head::gpu::record(op, recorder),
+    }
+}
+
+impl Recorder<'_> {
+    fn take_state(&mut self) -> Result<(), BackendError> {
+        let (program, limits) = (self.program, self.limits);
+        for slot in program.plan().slots() {
+            let rows = if slot.rows == Rows::Batch { limits.rows } else { limits.logit_rows };
+            let id = self.floats(&[slot.width, rows], Class::Scratch)?;
+            self.recording.slots.push(id);
+        }
+        for layer in &program.state().kv {
+            let words = kv_words(limits.kv_type, layer.head_dim);
+            let sizes = [words, layer.kv_heads, BLOCK, limits.blocks];
+            let (keys, values) = (self.floats(&sizes, Class::Kv)?, self.floats(&sizes, Class::Kv)?);
+            self.recording.keys.push(keys);
+            self.recording.values.push(values);
+        }
+        for &width in &program.state().recurrent {
+            let id = self.floats(&[width, limits.slots], Class::Recurrent)?;
+            self.recording.recurrent.push(id);
+        }
+        Ok(())
+    }
+
+    /// A buffer of as many words as the product of the sizes, zero at first.
+    fn floats(&mut self, sizes: &[usize], class: Class) -> Result<BufferId, BackendError> {
+        let bytes = sizes.iter().try_fold(4usize, |product, &size| product.checked_mul(size));
+        self.buffer(bytes.unwrap_or(usize::MAX), class, Fill::Zeros)
+    }
+
+    /// Every buffer is bound as a whole, so none may be larger than a binding.
+    fn buffer(&mut self, bytes: usize, class: Class, fill: Fill) -> Result<BufferId, BackendError> {
+        if bytes > self.traits.max_binding {
+            let what = match class {
+                Class::Weights => "a layer's weights on the GPU",
+                Class::Kv => "a layer's keys or values on the GPU",
+                Class::Recurrent => "a layer's recurrent state on the GPU",
+                Class::Scratch => "activations on the GPU",
+            };
+            return Err(BackendError::Memory { what, bytes });
+        }
+        self.recording.buffers.push(BufferSpec { bytes: bytes.max(4), class, fill });
+        Ok(BufferId(self.recording.buffers.len() - 1))
+    }
+
+    fn whole(&self, buffer: BufferId) -> View {
+        View { buffer, offset: 0, bytes: self.recording.buffers[buffer.0].bytes }
+    }
+
+    /// Where a buffer of the program lies.
+    pub fn buf(&self, buf: Buf) -> View {
+        let slot = self.program.plan().slot_of(buf).expect("an op's buffer has a slot");
+        self.whole(self.recording.slots[slot])
+    }
+
+    pub fn width(&self, buf: Buf) -> usize {
+        self.program.buffer(buf).width
+    }
+
+    pub fn keys(&self, kv: KvId) -> View {
+        self.whole(self.recording.keys[kv.0 as usize])
+    }
+
+    pub fn values(&self, kv: KvId) -> View {
+        self.whole(self.recording.values[kv.0 as usize])
+    }
+
+    pub fn state(&self, state: RecId) -> View {
+        self.whole(self.recording.recurrent[state.0 as usize])
+    }
+
+    /// Room for `width` floats of every row of the batch, of this op alone.
+    pub fn scratch(&mut self, width: usize) -> Result<View, BackendError> {
+        let id = self.floats(&[width, self.limits.rows], Class::Scratch)?;
+        Ok(self.whole(id))
+    }
+
+    /// A vector of the program.
+    pub fn vector(&mut self, id: VecId) -> View {
+        self.joined(&[id])
+    }
+
+    /// Vectors of the program, one behind the other; uploaded once.
+    pub fn joined(&mut self, ids: &[VecId]) -> View {
+        let (program, values) = (self.program, &mut self.vector_values);
+        let key: Vec<u32> = ids.iter().map(|id| id.0).collect();
+        *self.vectors.entry(key).or_insert_with(|| {
+            let offset = values.len().next_multiple_of(ALIGNMENT / 4);
+            values.resize(offset, 0.0);
+            ids.iter().for_each(|&id| values.extend_from_slice(program.vector(id)));
+            View { buffer: VECTORS, offset: 4 * offset, bytes: 4 * (values.len() - offset) }
+        })
+    }
+
+    /// A matrix that must be of one type and small enough for one binding.
+    pub fn one_piece(&mut self, id: MatId) -> Result<Piece, BackendError> {
+        match self.pieces(id)?.as_slice() {
+            [piece] => Ok(piece.clone()),
+            _ => Err(BackendError::Memory {
+                what: "a table on the GPU",
+                bytes: self.program.matrix(id).bytes(),
+            }),
+        }
+    }
+
+    /// The matrix in pieces of one type each.
+    pub fn pieces(&mut self, id: MatId) -> Result<Vec<Piece>, BackendError> {
+        if let Some(pieces) = self.matrices.get(&id.0) {
+            return Ok(pieces.clone());
+        }
+        let matrix = self.program.matrix(id);
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut first = 0;
+        for run in matrix.segments.chunk_by(|a, b| a.dtype() == b.dtype()) {
+            let layout = RowLayout::new(run[0].dtype(), matrix.n_in);
+            let most = (self.traits.max_binding / layout.row_bytes()).max(1);
+            for parts in split(run, most) {
+                let rows = parts.iter().map(Tensor::n_rows).sum::<usize>();
+                let bytes = rows.saturating_mul(layout.row_bytes());
+                let buffer = self.buffer(bytes, Class::Weights, Fill::Rows { layout, parts })?;
+                pieces.push(Piece { layout, rows: first..first + rows, view: self.whole(buffer) });
+                first += rows;
+            }
+        }
+        self.matrices.insert(id.0, pieces.clone());
+        Ok(pieces)
+    }
+
+    /// A buffer that the host fills with a step's angles before the first op.
+    pub fn angles(&mut self, inv_freq: VecId, magnitude: f32) -> Result<View, BackendError> {
+        let width = 2 * self.program.vector(inv_freq).len();
+        let buffer = self.floats(&[width, self.limits.rows], Class::Scratch)?;
+        self.recording.angles.push(Angles { inv_freq, magnitude, buffer });
+        Ok(self.whole(buffer))
+    }
+
+    /// Records that a kernel is run in so many workgroups.
+    pub fn dispatch(&mut self, kernel: &Kernel, counts: [Count; 3]) {
+        let text = kernel.text(&self.step);
+        let is_written = kernel.bindings().iter().map(|b| b.is_written).collect();
+        let kernels = &mut self.recording.kernels;
+        let number = *self.texts.entry(text.clone()).or_insert_with(|| {
+            kernels.push(KernelText { label: kernel.label, text, is_written });
+            kernels.len() - 1
+        });
+        let views = kernel.bindings().iter().map(|b| b.view).collect();
+        self.recording.dispatches.push(Dispatch { op: self.op, kernel: number, views, counts });
+    }
+}
+
+/// Words that a head's elements take in the cache.
+pub(crate) fn kv_words(kv_type: KvType, head_dim: usize) -> usize {
+    match kv_type {
+        KvType::F32 => head_dim,
+        KvType::F16 => head_dim.div_ceil(2),
+    }
+}
+
+/// Tensors in groups of at most `most` rows together.
+fn split(tensors: &[Tensor], most: usize) -> Vec<Vec<Tensor>> {
+    let mut groups: Vec<Vec<Tensor>> = vec![Vec::new()];
+    let mut room = most;
+    for tensor in tensors {
+        let mut start = 0;
+        while start < tensor.n_rows() {
+            if room == 0 {
+                groups.push(Vec::new());
+                room = most;
+            }
+            let end = tensor.n_rows().min(start + room);
+            groups.last_mut().expect("there is one").push(tensor.rows(start..end));
+            (room, start) = (room - (end - start), end);
+        }
+    }
+    groups
+}

@@ -1,0 +1,71 @@
+//! A step's batch as one array of words that all kernels can see.
+
+use crate::backend::Limits;
+use crate::batch::Batch;
+
+const HEAD: usize = 4;
+/// Words of a span: first row, rows, start, where its table begins, slot.
+const SPAN: usize = 5;
+
+/// Where the arrays lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepLayout {
+    rows: usize,
+    logit_rows: usize,
+}
+
+impl StepLayout {
+    pub fn new(limits: &Limits) -> StepLayout {
+        StepLayout { rows: limits.rows, logit_rows: limits.logit_rows }
+    }
+
+    fn spans_at(&self) -> usize {
+        HEAD + 3 * self.rows + self.logit_rows
+    }
+
+    pub fn words(&self) -> usize {
+        self.spans_at() + SPAN * self.rows
+    }
+
+    /// The batch in words, and the block tables, both in place of what was there. Spans without rows have nothing to be done.
+    pub fn write(&self, batch: &Batch, step: &mut Vec<u32>, tables: &mut Vec<u32>) {
+        step.clear();
+        tables.clear();
+        step.resize(self.words(), 0);
+        let mut spans = 0;
+        for span in batch.spans().iter().filter(|span| span.rows > 0) {
+            let at = self.spans_at() + SPAN * spans;
+            let words = [span.first_row, span.rows, span.start, tables.len() as u32, span.slot];
+            step[at..at + SPAN].copy_from_slice(&words);
+            tables.extend_from_slice(batch.block_table(span));
+            let rows = span.row_range();
+            step[HEAD + 2 * self.rows..][rows].fill(spans as u32);
+            spans += 1;
+        }
+        let mut put = |at: usize, words: &[u32]| step[at..at + words.len()].copy_from_slice(words);
+        put(0, &[batch.rows() as u32, spans as u32, batch.logit_rows().len() as u32]);
+        put(HEAD, batch.tokens());
+        put(HEAD + self.rows, batch.positions());
+        put(HEAD + 3 * self.rows, batch.logit_rows());
+    }
+
+    /// How kernels see it.
+    pub fn wgsl(&self) -> String {
+        let (tokens, positions) = (HEAD, HEAD + self.rows);
+        let (span_of, logits, spans) = (HEAD + 2 * self.rows, HEAD + 3 * self.rows, self.spans_at());
+        format!(
+            "@group(0) @binding(0) var<storage, read> step_words: array<u32>;\n\
+             @group(0) @binding(1) var<storage, read> block_tables: array<u32>;\n\
+             struct Span {{ first_row: u32, rows: u32, start: u32, table_at: u32, slot: u32 }}\n\
+             fn batch_rows() -> u32 {{ return step_words[0]; }}\n\
+             fn batch_spans() -> u32 {{ return step_words[1]; }}\n\
+             fn logit_rows() -> u32 {{ return step_words[2]; }}\n\
+             fn token_of(row: u32) -> u32 {{ return step_words[{tokens}u + row]; }}\n\
+             fn position_of(row: u32) -> u32 {{ return step_words[{positions}u + row]; }}\n\
+             fn logit_row(i: u32) -> u32 {{ return step_words[{logits}u + i]; }}\n\
+             fn span_number(row: u32) -> u32 {{ return step_words[{span_of}u + row]; }}\n\
+             fn span_at(i: u32) -> Span {{\n    let at = {spans}u + {SPAN}u * i;\n    return Span(step_words[at], \
+             step_words[at + 1u], step_words[at + 2u], step_words[at + 3u], step_words[at + 4u]);\n}}\n"
+        )
+    }
+}
