@@ -1,6 +1,9 @@
 //! A row's result depends on that row alone: not on the batch around it, how its prompt was cut, where its blocks
 //! lie, or how many threads there are. Random models and schedules, compared bit for bit.
 
+#[path = "gpu_at_hand/mod.rs"]
+mod gpu_at_hand;
+
 use exotherm_kernels::backend::{Backend, BackendError, Executor};
 use exotherm_kernels::conformance::data::{Numbers, Piece, Sequences};
 use exotherm_kernels::conformance::programs::{self, Kind};
@@ -185,6 +188,17 @@ proptest! {
         for level in levels() {
             let [one, two, three] = [1, 2, 3].map(|threads| CpuBackend::with_level(threads, level).unwrap());
             prop_assert_eq!(independent(&[&one, &two, &three], kind, seed), Ok(()), "at {}", level);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config(9))]
+
+    #[test]
+    fn gpu_rows_are_independent(kind in kinds(), seed: u64) {
+        if let Some(gpu) = gpu_at_hand::gpu() {
+            prop_assert_eq!(independent(&[gpu], kind, seed), Ok(()));
         }
     }
 }

@@ -4,9 +4,11 @@
 mod common;
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use exotherm_kernels::Backend;
 use exotherm_kernels::cpu::CpuBackend;
+use exotherm_kernels::gpu::GpuBackend;
 use exotherm_kernels::profile::{Part, parts};
 use exotherm_kernels::reference::ReferenceBackend;
 
@@ -16,14 +18,20 @@ use common::{Expected, expected, golden_dir, logits, open};
 /// taken for the other.
 const TOLERANCE: f32 = 1e-4;
 
+/// The first GPU of this machine, software ones included.
+static GPU: LazyLock<Option<GpuBackend>> = LazyLock::new(|| GpuBackend::first().expect("the GPU opens"));
+
 fn check(path: &Path, want: &Expected) {
     let program = open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).program;
     let n = want.tokens.len();
-    let backends: [Box<dyn Backend>; 2] =
-        [Box::new(ReferenceBackend), Box::new(CpuBackend::with_exact_floats(2))];
-    for backend in backends {
+    let cpu = CpuBackend::with_exact_floats(2);
+    let gpu = GPU.as_ref().map(|gpu| gpu as &dyn Backend);
+    if gpu.is_none() {
+        println!("SKIPPED on a GPU: there is none, not even a software one");
+    }
+    for backend in [&ReferenceBackend as &dyn Backend, &cpu].into_iter().chain(gpu) {
         for chunk in [n, 7, 1] {
-            let have = logits(&*backend, &program, want, chunk);
+            let have = logits(backend, &program, want, chunk);
             assert_eq!(have.len(), want.logits.len());
             let mut worst = 0.0f32;
             for (have, want) in have.iter().flatten().zip(want.logits.iter().flatten()) {

@@ -1,5 +1,6 @@
 //! The GPUs that there are, and one of them opened.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -104,7 +105,7 @@ impl GpuInfo {
             lost.note(format!("the GPU is lost ({reason:?}): {why}"))
         });
         let traits = Traits { max_binding: max_binding(&limits) };
-        Ok(Gpu { device, queue, traits, faults, can_time: !features.is_empty() })
+        Ok(Gpu { device, queue, traits, faults, can_time: !features.is_empty(), pipelines: Arc::default() })
     }
 }
 
@@ -123,6 +124,8 @@ pub(crate) struct Gpu {
     pub faults: Faults,
     /// Whether it can tell when a pass began and ended.
     pub can_time: bool,
+    /// Compiled kernels by their texts: programs of one shape share them.
+    pub pipelines: Arc<Mutex<HashMap<String, wgpu::ComputePipeline>>>,
 }
 
 impl Gpu {

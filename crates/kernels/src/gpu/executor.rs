@@ -3,10 +3,11 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::PoisonError;
 
 use super::device::Gpu;
 use super::memory;
-use super::record::{Count, Dispatch, FIRST_TABLES, Recording, View};
+use super::record::{BufferId, Count, Dispatch, FIRST_TABLES, Fill, KernelText, Recording, View, kv_words};
 use super::step::StepLayout;
 use crate::backend::{BackendError, Executor, KvType, Limits, MemoryUse, Place, check_batch, row_of_logits};
 use crate::batch::{BLOCK, Batch};
@@ -34,7 +35,7 @@ fn spare_bytes(program: &Program, limits: &Limits) -> usize {
 
 /// Bytes of a block's keys in a layer.
 fn block_bytes(layer: &crate::KvLayer, kv_type: KvType) -> usize {
-    4 * super::record::kv_words(kv_type, layer.head_dim) * layer.kv_heads * BLOCK
+    4 * kv_words(kv_type, layer.head_dim) * layer.kv_heads * BLOCK
 }
 
 /// A kernel in its place.
@@ -87,7 +88,7 @@ impl GpuExecutor {
         let memory = memory(&recording, program, limits);
         let buffers = memory::make(&gpu, &recording.buffers)?;
         // The weights are on the device now.
-        recording.buffers.iter_mut().for_each(|spec| spec.fill = super::record::Fill::Zeros);
+        recording.buffers.iter_mut().for_each(|spec| spec.fill = Fill::Zeros);
         let step = StepBuffers::new(&gpu, limits);
         let launches = compile(&gpu, &recording, &buffers, &step.bindings_layout)?;
         let spare = memory::buffer(&gpu, spare_bytes(program, limits));
@@ -197,7 +198,7 @@ impl GpuExecutor {
         if self.program.buffer(buf).rows == Rows::Batch { self.rows } else { self.logit_rows }
     }
 
-    fn fetch(&self, buffer: super::record::BufferId, bytes: usize) -> Result<Vec<u32>, BackendError> {
+    fn fetch(&self, buffer: BufferId, bytes: usize) -> Result<Vec<u32>, BackendError> {
         self.submit();
         memory::read_words(&self.gpu, memory::at(&self.buffers, buffer), bytes)
     }
@@ -211,7 +212,7 @@ impl GpuExecutor {
     }
 
     /// Where a place lies, and how many bytes it has.
-    fn find(&self, place: Place) -> (super::record::BufferId, usize) {
+    fn find(&self, place: Place) -> (BufferId, usize) {
         let id = match place {
             Place::Buffer(buf) => {
                 let slot = self.program.plan().slot_of(buf).expect("only buffers of ops are looked at");
@@ -224,7 +225,7 @@ impl GpuExecutor {
         (id, self.recording.buffers[id.0].bytes)
     }
 
-    fn copy(&self, buffer: super::record::BufferId, bytes: usize, from: u32, to: u32) {
+    fn copy(&self, buffer: BufferId, bytes: usize, from: u32, to: u32) {
         if from == to || bytes == 0 {
             return;
         }
@@ -396,7 +397,7 @@ fn bind<'a>(
     gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
 }
 
-/// Compiles the kernels, by all of the machine's threads, and binds their buffers.
+/// Compiles the kernels and binds their buffers.
 fn compile(
     gpu: &Gpu,
     recording: &Recording,
@@ -407,35 +408,8 @@ fn compile(
     for kernel in &recording.kernels {
         layouts.entry(&kernel.is_written).or_insert_with(|| bindings_layout(gpu, &kernel.is_written));
     }
-    let pipeline = |kernel: &super::record::KernelText| {
-        let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(kernel.label),
-            source: wgpu::ShaderSource::Wgsl(kernel.text.as_str().into()),
-        });
-        let groups = [Some(step_layout), Some(&layouts[kernel.is_written.as_slice()])];
-        let layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(kernel.label),
-            bind_group_layouts: &groups,
-            immediate_size: 0,
-        });
-        gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(kernel.label),
-            layout: Some(&layout),
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions::default(),
-            cache: None,
-        })
-    };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let share = recording.kernels.len().div_ceil(threads).max(1);
-    let pipelines: Vec<wgpu::ComputePipeline> = std::thread::scope(|scope| {
-        let shares: Vec<_> = recording
-            .kernels
-            .chunks(share)
-            .map(|share| scope.spawn(|| share.iter().map(&pipeline).collect::<Vec<_>>()))
-            .collect();
-        shares.into_iter().flat_map(|share| share.join().expect("compiling does not panic")).collect()
+    let pipelines = pipelines(gpu, &recording.kernels, &|kernel| {
+        [Some(step_layout), Some(&layouts[kernel.is_written.as_slice()])]
     });
     gpu.faults.check()?;
     let launch = |dispatch: &Dispatch| {
@@ -452,6 +426,52 @@ fn compile(
         }
     };
     Ok(recording.dispatches.iter().map(launch).collect())
+}
+
+/// The kernels compiled, by all of the machine's threads; those that were compiled before are not again.
+fn pipelines<'a>(
+    gpu: &Gpu,
+    kernels: &[KernelText],
+    layouts: &(dyn Fn(&KernelText) -> [Option<&'a wgpu::BindGroupLayout>; 2] + Sync),
+) -> Vec<wgpu::ComputePipeline> {
+    let known = || gpu.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+    let new: Vec<&KernelText> = kernels.iter().filter(|kernel| !known().contains_key(&kernel.text)).collect();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let share = new.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        for share in new.chunks(share) {
+            scope.spawn(move || {
+                for kernel in share {
+                    let pipeline = pipeline(gpu, kernel, layouts(kernel));
+                    known().insert(kernel.text.clone(), pipeline);
+                }
+            });
+        }
+    });
+    kernels.iter().map(|kernel| known()[&kernel.text].clone()).collect()
+}
+
+fn pipeline(
+    gpu: &Gpu,
+    kernel: &KernelText,
+    layouts: [Option<&wgpu::BindGroupLayout>; 2],
+) -> wgpu::ComputePipeline {
+    let label = Some(kernel.label);
+    let source = wgpu::ShaderSource::Wgsl(kernel.text.as_str().into());
+    let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
+    let layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label,
+        bind_group_layouts: &layouts,
+        immediate_size: 0,
+    });
+    gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label,
+        layout: Some(&layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions::default(),
+        cache: None,
+    })
 }
 
 /// Times of ops by the device's own clock: a pass for each op, so a little slower than without.

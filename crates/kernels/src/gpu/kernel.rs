@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::record::View;
-use super::step::StepLayout;
+use super::step;
 
 /// Arithmetic that all kernels may use.
 const MATH: &str = include_str!("wgsl/math.wgsl");
@@ -70,8 +70,8 @@ impl Kernel {
     }
 
     /// The whole of it.
-    pub fn text(&self, step: &StepLayout) -> String {
-        let mut text = step.wgsl();
+    pub fn text(&self) -> String {
+        let mut text = step::wgsl();
         for (i, Binding { name, of, is_written, .. }) in self.bindings.iter().enumerate() {
             let access = if *is_written { "read_write" } else { "read" };
             let _ = writeln!(text, "@group(1) @binding({i}) var<storage, {access}> {name}: array<{of}>;");

@@ -30,6 +30,11 @@ impl GpuBackend {
     pub fn open(info: &GpuInfo) -> Result<GpuBackend, BackendError> {
         Ok(GpuBackend { gpu: info.open()? })
     }
+
+    /// On the first GPU of this machine, software ones included, if there is one.
+    pub fn first() -> Result<Option<GpuBackend>, BackendError> {
+        GpuInfo::all().first().map(GpuBackend::open).transpose()
+    }
 }
 
 impl Backend for GpuBackend {

@@ -9,7 +9,6 @@ use exotherm_tensor::Tensor;
 use super::device::Traits;
 use super::kernel::Kernel;
 use super::rows::RowLayout;
-use super::step::StepLayout;
 use crate::backend::{BackendError, KvType, Limits, MemoryUse};
 use crate::batch::BLOCK;
 use crate::ops;
@@ -136,7 +135,6 @@ pub(crate) struct Recorder<'a> {
     pub limits: &'a Limits,
     pub traits: &'a Traits,
     recording: Recording,
-    step: StepLayout,
     op: usize,
     vectors: HashMap<Vec<u32>, View>,
     vector_values: Vec<f32>,
@@ -154,7 +152,6 @@ pub(crate) fn record(program: &Program, limits: &Limits, traits: &Traits) -> Res
         limits,
         traits,
         recording: Recording::default(),
-        step: StepLayout::new(limits),
         op: 0,
         vectors: HashMap::new(),
         vector_values: Vec::new(),
@@ -330,7 +327,7 @@ impl Recorder<'_> {
 
     /// Records that a kernel is run in so many workgroups.
     pub fn dispatch(&mut self, kernel: &Kernel, counts: [Count; 3]) {
-        let text = kernel.text(&self.step);
+        let text = kernel.text();
         let is_written = kernel.bindings().iter().map(|b| b.is_written).collect();
         let kernels = &mut self.recording.kernels;
         let number = *self.texts.entry(text.clone()).or_insert_with(|| {

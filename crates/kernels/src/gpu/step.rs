@@ -3,7 +3,8 @@
 use crate::backend::Limits;
 use crate::batch::Batch;
 
-const HEAD: usize = 4;
+/// Counts, and where the arrays begin: kernels read that, so that they are the same for every size of a step.
+const HEAD: usize = 8;
 /// Words of a span: first row, rows, start, where its table begins, slot.
 const SPAN: usize = 5;
 
@@ -43,29 +44,30 @@ impl StepLayout {
             spans += 1;
         }
         let mut put = |at: usize, words: &[u32]| step[at..at + words.len()].copy_from_slice(words);
-        put(0, &[batch.rows() as u32, spans as u32, batch.logit_rows().len() as u32]);
+        let (positions, span_of, logits) = (HEAD + self.rows, HEAD + 2 * self.rows, HEAD + 3 * self.rows);
+        let counts =
+            [batch.rows(), spans, batch.logit_rows().len(), positions, span_of, logits, self.spans_at()];
+        put(0, &counts.map(|n| n as u32));
         put(HEAD, batch.tokens());
         put(HEAD + self.rows, batch.positions());
         put(HEAD + 3 * self.rows, batch.logit_rows());
     }
+}
 
-    /// How kernels see it.
-    pub fn wgsl(&self) -> String {
-        let (tokens, positions) = (HEAD, HEAD + self.rows);
-        let (span_of, logits, spans) = (HEAD + 2 * self.rows, HEAD + 3 * self.rows, self.spans_at());
-        format!(
-            "@group(0) @binding(0) var<storage, read> step_words: array<u32>;\n\
-             @group(0) @binding(1) var<storage, read> block_tables: array<u32>;\n\
-             struct Span {{ first_row: u32, rows: u32, start: u32, table_at: u32, slot: u32 }}\n\
-             fn batch_rows() -> u32 {{ return step_words[0]; }}\n\
-             fn batch_spans() -> u32 {{ return step_words[1]; }}\n\
-             fn logit_rows() -> u32 {{ return step_words[2]; }}\n\
-             fn token_of(row: u32) -> u32 {{ return step_words[{tokens}u + row]; }}\n\
-             fn position_of(row: u32) -> u32 {{ return step_words[{positions}u + row]; }}\n\
-             fn logit_row(i: u32) -> u32 {{ return step_words[{logits}u + i]; }}\n\
-             fn span_number(row: u32) -> u32 {{ return step_words[{span_of}u + row]; }}\n\
-             fn span_at(i: u32) -> Span {{\n    let at = {spans}u + {SPAN}u * i;\n    return Span(step_words[at], \
-             step_words[at + 1u], step_words[at + 2u], step_words[at + 3u], step_words[at + 4u]);\n}}\n"
-        )
-    }
+/// How kernels see a step.
+pub(crate) fn wgsl() -> String {
+    format!(
+        "@group(0) @binding(0) var<storage, read> step_words: array<u32>;\n\
+         @group(0) @binding(1) var<storage, read> block_tables: array<u32>;\n\
+         struct Span {{ first_row: u32, rows: u32, start: u32, table_at: u32, slot: u32 }}\n\
+         fn batch_rows() -> u32 {{ return step_words[0]; }}\n\
+         fn batch_spans() -> u32 {{ return step_words[1]; }}\n\
+         fn logit_rows() -> u32 {{ return step_words[2]; }}\n\
+         fn token_of(row: u32) -> u32 {{ return step_words[{HEAD}u + row]; }}\n\
+         fn position_of(row: u32) -> u32 {{ return step_words[step_words[3] + row]; }}\n\
+         fn span_number(row: u32) -> u32 {{ return step_words[step_words[4] + row]; }}\n\
+         fn logit_row(i: u32) -> u32 {{ return step_words[step_words[5] + i]; }}\n\
+         fn span_at(i: u32) -> Span {{\n    let at = step_words[6] + {SPAN}u * i;\n    return Span(step_words[at], \
+         step_words[at + 1u], step_words[at + 2u], step_words[at + 3u], step_words[at + 4u]);\n}}\n"
+    )
 }

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use exotherm_kernels::gpu::{GpuBackend, GpuInfo};
+use exotherm_kernels::gpu::GpuBackend;
 
 static GPU: LazyLock<Option<GpuBackend>> = LazyLock::new(|| {
     let all = GpuInfo::all();
