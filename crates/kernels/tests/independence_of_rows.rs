@@ -193,7 +193,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(9))]
+    #![proptest_config(config(5))]
 
     #[test]
     fn gpu_rows_are_independent(kind in kinds(), seed: u64) {

@@ -1,7 +1,9 @@
 //! The CPU backend chooses the tokens that the reference chooses, at every level and on any number of threads, whatever is
-//! chosen beside them; and it draws them as often as they are likely.
+//! chosen beside them; and it draws them as often as they are likely. So does the GPU.
 
 mod choosing;
+#[path = "gpu_at_hand/mod.rs"]
+mod gpu_at_hand;
 
 use choosing::{Chooser, chi_square, row, warm};
 use exotherm_kernels::conformance::data::Numbers;
@@ -98,7 +100,10 @@ fn sampling(numbers: &mut Numbers, n: usize) -> Sampling {
 }
 
 fn wish(numbers: &mut Numbers, n: usize) -> Wish {
-    let sampling = sampling(numbers, n);
+    let sampling = match (sampling(numbers, n), numbers.below(5)) {
+        (Sampling { vocab, .. }, 0) => Sampling { vocab, ..Sampling::default() },
+        (any, _) => any,
+    };
     sampling.check().expect("only what means something is drawn");
     Wish {
         logits: numbers.below(ROWS),
@@ -128,8 +133,14 @@ fn agree(have: &Sampled, want: &Sampled) -> bool {
 
 /// Draws steps over vocabularies of `n` and holds the backends to the reference and, bit for bit, to one another.
 fn hold(backends: &[CpuBackend], n: usize, steps: u64) {
+    let named = |b: &CpuBackend| format!("{}, {} threads", b.level(), b.threads());
+    let backends: Vec<_> = backends.iter().map(|b| (named(b), b as &dyn Backend)).collect();
+    hold_all(&backends, n, steps);
+}
+
+fn hold_all(backends: &[(String, &dyn Backend)], n: usize, steps: u64) {
     let mut reference = Chooser::new(&ReferenceBackend, n, ROWS);
-    let mut choosers: Vec<Chooser> = backends.iter().map(|b| Chooser::new(b, n, ROWS)).collect();
+    let mut choosers: Vec<Chooser> = backends.iter().map(|(_, b)| Chooser::new(*b, n, ROWS)).collect();
     for step in 0..steps {
         let mut numbers = Numbers::new(step ^ (n as u64) << 20);
         let shown: Vec<Vec<f32>> = (0..ROWS).map(|_| logits(&mut numbers, n)).collect();
@@ -138,14 +149,13 @@ fn hold(backends: &[CpuBackend], n: usize, steps: u64) {
         reference.show(&shown);
         let want = reference.choose(&rows).to_vec();
         let mut first: Option<Vec<Sampled>> = None;
-        for (chooser, backend) in choosers.iter_mut().zip(backends) {
+        for (chooser, (on, _)) in choosers.iter_mut().zip(backends) {
             chooser.show(&shown);
             let have = chooser.choose(&rows).to_vec();
             for (i, (have, want)) in have.iter().zip(&want).enumerate() {
-                let on = (backend.level(), backend.threads());
                 assert!(
                     agree(have, want),
-                    "{n} tokens, step {step}, row {i}, {on:?}: {have:?}, not {want:?}\n{:?}",
+                    "{n} tokens, step {step}, row {i}, {on}: {have:?}, not {want:?}\n{:?}",
                     rows[i]
                 );
             }
@@ -176,6 +186,16 @@ fn every_level_chooses_the_same() {
         CpuBackend::levels().map(|level| CpuBackend::with_level(2, level).expect("it is there")).collect();
     for (n, steps) in [(16, 30), (129, 60), (1000, 60), (16_000, 20)] {
         hold(&levels, n, steps);
+    }
+}
+
+#[test]
+fn the_gpu_chooses_the_same() {
+    if let Some(gpu) = gpu_at_hand::gpu() {
+        let gpu: [(String, &dyn Backend); 1] = [("GPU".into(), gpu)];
+        for (n, steps) in [(1, 20), (17, 40), (256, 40), (1000, 60), (49_152, 6)] {
+            hold_all(&gpu, n, steps);
+        }
     }
 }
 

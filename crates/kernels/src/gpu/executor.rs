@@ -11,18 +11,28 @@ use super::record::{BufferId, Count, Dispatch, FIRST_TABLES, Fill, KernelText, R
 use super::step::StepLayout;
 use crate::backend::{BackendError, Executor, KvType, Limits, MemoryUse, Place, check_batch, row_of_logits};
 use crate::batch::{BLOCK, Batch};
+use crate::cpu::{Level, Team};
 use crate::ops::rope_table::angles;
 use crate::profile::OpTime;
 use crate::program::{Buf, KvId, Program, RecId, Rows};
+use crate::sampling::cpu::CpuSampler;
+use crate::sampling::gpu::Asked;
+use crate::sampling::{SampleRow, Sampled};
 
 /// Workgroups that there can be in one direction.
 const MAX_GROUPS: u32 = 65_535;
 
 pub(super) fn memory(recording: &Recording, program: &Program, limits: &Limits) -> MemoryUse {
     let mut memory = recording.memory();
-    let more = 4 * (StepLayout::new(limits).words() + FIRST_TABLES) + spare_bytes(program, limits);
-    memory.scratch = memory.scratch.saturating_add(more);
+    let step = 4 * (StepLayout::new(limits).words() + FIRST_TABLES + limits.logit_rows.max(1));
+    let more = [step, spare_bytes(program, limits), CpuSampler::bytes_for(choices(program), 1)];
+    memory.scratch = more.iter().fold(memory.scratch, |sum, &bytes| sum.saturating_add(bytes));
     memory
+}
+
+/// Tokens that can be chosen.
+fn choices(program: &Program) -> usize {
+    program.buffer(program.logits()).width.min(program.vocab())
 }
 
 /// What a copy of a block or slot goes through: a device copies between buffers only.
@@ -64,6 +74,13 @@ pub(super) struct GpuExecutor {
     rows: usize,
     logit_rows: usize,
     profiling: Option<Profiling>,
+    asked: Asked,
+    /// What is chosen comes back through it.
+    chosen: wgpu::Buffer,
+    /// For rows that are asked for more than their likeliest token.
+    sampler: CpuSampler,
+    /// Of the caller alone.
+    team: Team,
 }
 
 /// The batch on the device.
@@ -92,6 +109,9 @@ impl GpuExecutor {
         let step = StepBuffers::new(&gpu, limits);
         let launches = compile(&gpu, &recording, &buffers, &step.bindings_layout)?;
         let spare = memory::buffer(&gpu, spare_bytes(program, limits));
+        let chosen = memory::staging(&gpu, 4 * limits.logit_rows.max(1) as u64);
+        let sampler = CpuSampler::new(choices(program), 1)?;
+        let team = Team::start(1).map_err(|_| BackendError::Memory { what: "a thread", bytes: 0 })?;
         gpu.faults.check()?;
         Ok(GpuExecutor {
             gpu,
@@ -109,6 +129,10 @@ impl GpuExecutor {
             rows: 0,
             logit_rows: 0,
             profiling: None,
+            asked: Asked::default(),
+            chosen,
+            sampler,
+            team,
         })
     }
 
@@ -144,6 +168,7 @@ impl GpuExecutor {
                 Count::Rows(per) => self.rows.div_ceil(per),
                 Count::LogitRows(per) => self.logit_rows.div_ceil(per),
                 Count::Spans => self.step.spans(),
+                Count::Asked => self.asked.len(),
             };
             u32::try_from(groups).unwrap_or(u32::MAX)
         })
@@ -225,6 +250,30 @@ impl GpuExecutor {
         (id, self.recording.buffers[id.0].bytes)
     }
 
+    /// The likeliest tokens that are asked for, with the step that is still to be handed over.
+    fn choose(&self) -> Result<Vec<u32>, BackendError> {
+        let mut words = Vec::new();
+        let (count, choice) = (self.asked.len(), self.recording.choice.as_ref());
+        let Some(choice) = choice.filter(|_| count > 0) else { return Ok(words) };
+        let asked = memory::at(&self.buffers, choice.asked.buffer);
+        memory::write_words(&self.gpu, asked, 0, self.asked.words());
+        let op = self.program.ops().len();
+        let bytes = 4 * count as u64;
+        self.with_encoder(|encoder| {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            self.launches
+                .iter()
+                .filter(|launch| launch.op == op)
+                .for_each(|launch| self.launch(&mut pass, launch));
+            drop(pass);
+            let chosen = memory::at(&self.buffers, choice.chosen.buffer);
+            encoder.copy_buffer_to_buffer(chosen, 0, &self.chosen, 0, bytes);
+        });
+        self.submit();
+        memory::take(&self.gpu, &self.chosen, bytes, &mut words)?;
+        Ok(words)
+    }
+
     fn copy(&self, buffer: BufferId, bytes: usize, from: u32, to: u32) {
         if from == to || bytes == 0 {
             return;
@@ -277,6 +326,35 @@ impl Executor for GpuExecutor {
 
     fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
         row_of_logits(&self.program, self.logits(), row)
+    }
+
+    fn sample(&mut self, rows: &[SampleRow], out: &mut Vec<Sampled>) -> Result<(), BackendError> {
+        out.clear();
+        let (choices, have) = (choices(&self.program), self.logit_rows);
+        if let Some(row) = rows.iter().find(|row| row.logits >= have) {
+            return Err(BackendError::LogitRow { row: row.logits as u32, rows: have });
+        }
+        self.asked.gather(rows, choices, self.limits.logit_rows);
+        let chosen = self.choose()?;
+        let answers = rows.iter().map(|row| self.asked.answer(row, choices, &chosen));
+        out.extend(answers.map(|token| Sampled { token: token.flatten(), logprobs: None }));
+        let is_left = |row: &&SampleRow| self.asked.answer(row, choices, &chosen).is_none();
+        let left: Vec<SampleRow> = rows.iter().filter(is_left).copied().collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        self.logits();
+        let logits = self.logits.get().map_or(&[][..], Vec::as_slice);
+        let of_row = |row| row_of_logits(&self.program, logits, row).expect("the rows were looked at");
+        let mut sampled = Vec::new();
+        self.sampler.sample(&self.team, Level::best(), &of_row, &left, &mut sampled);
+        let mut sampled = sampled.into_iter();
+        for (row, to) in rows.iter().zip(out) {
+            if self.asked.answer(row, choices, &chosen).is_none() {
+                *to = sampled.next().expect("a token for every row that was left");
+            }
+        }
+        self.gpu.faults.check()
     }
 
     fn memory(&self) -> MemoryUse {

@@ -24,6 +24,12 @@ pub(super) fn buffer(gpu: &Gpu, bytes: usize) -> wgpu::Buffer {
     gpu.device.create_buffer(&wanted)
 }
 
+/// Makes a buffer through which the host reads.
+pub(super) fn staging(gpu: &Gpu, size: u64) -> wgpu::Buffer {
+    let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+    gpu.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+}
+
 /// Makes all buffers of a recording and fills them.
 pub(super) fn make(gpu: &Gpu, specs: &[BufferSpec]) -> Result<Vec<wgpu::Buffer>, BackendError> {
     let mut made = Vec::new();
@@ -97,12 +103,7 @@ pub(super) fn read_words(gpu: &Gpu, from: &wgpu::Buffer, bytes: usize) -> Result
     let mut words = Vec::with_capacity(bytes / 4);
     for start in (0..bytes).step_by(PORTION) {
         let size = PORTION.min(bytes - start) as u64;
-        let staging = gpu.device.create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
+        let staging = staging(gpu, size);
         let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(from, start as u64, &staging, 0, size);
         gpu.queue.submit([encoder.finish()]);

@@ -14,6 +14,8 @@ use crate::batch::BLOCK;
 use crate::ops;
 use crate::ops::Op;
 use crate::program::{Buf, KvId, MatId, Program, RecId, Rows, VecId};
+use crate::sampling;
+use crate::sampling::gpu::Choice;
 
 /// Offsets of bindings are multiples of this on every device.
 const ALIGNMENT: usize = 256;
@@ -67,6 +69,8 @@ pub(crate) enum Count {
     /// One for every so many rows that want logits.
     LogitRows(usize),
     Spans,
+    /// One for every row of logits whose likeliest token is asked for.
+    Asked,
 }
 
 pub(crate) struct Dispatch {
@@ -112,6 +116,7 @@ pub(crate) struct Recording {
     pub keys: Vec<BufferId>,
     pub values: Vec<BufferId>,
     pub recurrent: Vec<BufferId>,
+    pub choice: Option<Choice>,
 }
 
 impl Recording {
@@ -164,6 +169,8 @@ pub(crate) fn record(program: &Program, limits: &Limits, traits: &Traits) -> Res
         recorder.op = i;
         record_op(op, &mut recorder)?;
     }
+    recorder.op = program.ops().len();
+    recorder.recording.choice = Some(sampling::gpu::record(&mut recorder)?);
     let Recorder { mut recording, vector_values, .. } = recorder;
     let vectors = &mut recording.buffers[VECTORS.0];
     vectors.bytes = 4 * vector_values.len();
@@ -263,6 +270,12 @@ impl Recorder<'_> {
     /// Room for `width` floats of every row of the batch, of this op alone.
     pub fn scratch(&mut self, width: usize) -> Result<View, BackendError> {
         let id = self.floats(&[width, self.limits.rows], Class::Scratch)?;
+        Ok(self.whole(id))
+    }
+
+    /// Room for `width` words of every row of logits.
+    pub fn logits_scratch(&mut self, width: usize) -> Result<View, BackendError> {
+        let id = self.floats(&[width, self.limits.logit_rows], Class::Scratch)?;
         Ok(self.whole(id))
     }
 

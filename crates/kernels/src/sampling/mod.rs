@@ -8,6 +8,7 @@
 //! `reference` does it as it is said here; a backend may do it in any way that chooses the same tokens.
 
 pub(crate) mod cpu;
+pub(crate) mod gpu;
 mod random;
 pub mod reference;
 mod weights;
@@ -71,6 +72,15 @@ pub enum SamplingError {
     Value { name: &'static str, value: f32, must: &'static str },
     #[error("logit_bias names token {token}, which is outside the vocabulary of {vocab}")]
     BiasToken { token: u32, vocab: usize },
+}
+
+impl SampleRow<'_> {
+    /// Whether the likeliest token is all that is wanted.
+    pub(crate) fn wants_likeliest(&self) -> bool {
+        let sampling = self.sampling;
+        let is_plain = sampling.logit_bias.is_empty() && !sampling.penalizes();
+        self.given.is_none() && self.logprobs.is_none() && sampling.temperature == 0.0 && is_plain
+    }
 }
 
 impl Sampling {
