@@ -19,6 +19,8 @@ pub const DEFAULT_CTX: usize = 4096;
 pub enum BackendKind {
     /// All cores, vector instructions
     Cpu,
+    /// The first GPU that `exotherm devices` lists
+    Gpu,
     /// Scalar and slow, the measure for the others
     Reference,
 }
@@ -27,6 +29,7 @@ impl BackendKind {
     pub fn name(self) -> &'static str {
         match self {
             BackendKind::Cpu => "cpu",
+            BackendKind::Gpu => "gpu",
             BackendKind::Reference => "reference",
         }
     }
@@ -49,6 +52,7 @@ impl ComputeArgs {
     pub fn threads(&self) -> usize {
         match self.backend {
             BackendKind::Cpu => self.threads.count(),
+            BackendKind::Gpu => 1,
             BackendKind::Reference => 1,
         }
     }
@@ -60,8 +64,13 @@ impl ComputeArgs {
 
     /// Says so where --threads changes nothing.
     pub fn note_if_unused(&self) {
-        if self.backend == BackendKind::Reference && self.threads.threads.is_some() {
-            note("note: --threads changes nothing: the reference backend shares its work out by itself");
+        let why = match self.backend {
+            BackendKind::Cpu => return,
+            BackendKind::Gpu => "the GPU has threads of its own",
+            BackendKind::Reference => "the reference backend shares its work out by itself",
+        };
+        if self.threads.threads.is_some() {
+            note(format_args!("note: --threads changes nothing: {why}"));
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use exotherm_engine::{Engine, EngineConfig, Event};
 use exotherm_kernels::cpu::CpuBackend;
+use exotherm_kernels::gpu::{GpuBackend, GpuInfo, GpuKind};
 use exotherm_kernels::reference::ReferenceBackend;
 use exotherm_kernels::{BLOCK, Backend, KvType, Program};
 use exotherm_models::{LoadOptions, Model, ModelInfo, load};
@@ -173,17 +174,40 @@ pub fn backend_and_level(args: &ComputeArgs) -> Result<(Box<dyn Backend>, &'stat
             let level = backend.level();
             (Box::new(backend), level)
         }
+        BackendKind::Gpu => {
+            refuse_isa(args)?;
+            args.note_if_unused();
+            (Box::new(gpu_backend()?), "wgsl")
+        }
         BackendKind::Reference => {
-            if args.isa.isa.is_some() {
-                let why =
-                    "--isa chooses instructions of the cpu backend; the reference backend has no choice";
-                return Err(output::UsageError(why.into()).into());
-            }
+            refuse_isa(args)?;
             args.note_if_unused();
             (Box::new(ReferenceBackend), "scalar")
         }
     };
     Ok((traced(backend), level))
+}
+
+fn refuse_isa(args: &ComputeArgs) -> Result<()> {
+    if args.isa.isa.is_none() {
+        return Ok(());
+    }
+    let name = args.backend.name();
+    let why = format!("--isa chooses instructions of the cpu backend; the {name} backend has no choice");
+    Err(output::UsageError(why).into())
+}
+
+/// The first GPU, real ones before software; says which.
+pub fn gpu_backend() -> Result<GpuBackend> {
+    let all = GpuInfo::all();
+    let gpu = all.first().context(
+        "there is no GPU that can be reached: Vulkan's loader (libvulkan.so.1) and a driver for the GPU are needed; \
+         `exotherm devices` lists what there is",
+    )?;
+    let software =
+        if gpu.kind() == GpuKind::Software { ", which is this processor in place of one" } else { "" };
+    note(format_args!("note: the GPU is {} ({}){software}", gpu.name(), gpu.driver()));
+    Ok(GpuBackend::open(gpu)?)
 }
 
 /// The same, but for raw numbers: activations that meet weights which are floats stay as they are unless a level that

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use exotherm_kernels::cpu::{CpuBackend, Speed};
+use exotherm_kernels::gpu::{GpuInfo, GpuKind};
 use serde_json::{Value, json};
 
 use crate::args::{IsaArg, ThreadArgs, seconds};
@@ -51,8 +52,8 @@ pub fn run(args: &Args) -> Result<()> {
         false => Limits::cached(&backend),
     };
     match args.json {
-        true => output::json(&as_json(&backend, limits)),
-        false => output::text(as_text(&backend, limits)),
+        true => output::json(&as_json(&backend, limits, &GpuInfo::all())),
+        false => output::text(as_text(&backend, limits, &GpuInfo::all())),
     }
 }
 
@@ -98,10 +99,9 @@ fn note_if_busy(load: Option<f64>, limits: &Limits) {
     }
 }
 
-fn as_json(backend: &CpuBackend, limits: Option<Limits>) -> Value {
+fn as_json(backend: &CpuBackend, limits: Option<Limits>, gpus: &[GpuInfo]) -> Value {
     let memory = machine::memory();
-    json!({ "devices": [
-        {
+    let cpu = json!({
             "backend": "cpu",
             "name": machine::cpu_name(),
             "cores": machine::physical_cores(),
@@ -113,12 +113,53 @@ fn as_json(backend: &CpuBackend, limits: Option<Limits>) -> Value {
             "isa": backend.level(),
             "isas": CpuBackend::levels().collect::<Vec<_>>(),
             "limits": limits.map(|limits| limits.as_json()),
-        },
-        { "backend": "reference", "name": "scalar, for comparison" },
-    ]})
+    });
+    let reference = json!({ "backend": "reference", "name": "scalar, for comparison" });
+    let devices: Vec<Value> =
+        [cpu].into_iter().chain(gpus.iter().map(gpu_as_json)).chain([reference]).collect();
+    json!({ "devices": devices })
 }
 
-fn as_text(backend: &CpuBackend, limits: Option<Limits>) -> String {
+fn gpu_as_json(gpu: &GpuInfo) -> Value {
+    let (fewest, most) = gpu.lanes_in_step();
+    json!({
+        "backend": "gpu",
+        "name": gpu.name(),
+        "kind": kind(gpu),
+        "driver": gpu.driver(),
+        "max_binding_bytes": gpu.max_binding(),
+        "subgroup_lanes": [fewest, most],
+        "lacks": gpu.lacks(),
+    })
+}
+
+fn kind(gpu: &GpuInfo) -> &'static str {
+    match gpu.kind() {
+        GpuKind::Discrete => "discrete",
+        GpuKind::Integrated => "integrated",
+        GpuKind::Virtual => "virtual",
+        GpuKind::Software => "software",
+        GpuKind::Unknown => "unknown",
+    }
+}
+
+fn gpu_as_text(gpu: &GpuInfo) -> String {
+    let (fewest, most) = gpu.lanes_in_step();
+    let lanes = if fewest == most { fewest.to_string() } else { format!("{fewest} to {most}") };
+    let lacks = gpu.lacks();
+    let lacks = if lacks.is_empty() { "nothing".into() } else { lacks.join(", ") };
+    let lines = [
+        format!("gpu        {}, {}", gpu.name(), kind(gpu)),
+        gpu.driver(),
+        format!(
+            "{lanes} lanes in step; a kernel sees {} at once; lacks {lacks}",
+            output::size(gpu.max_binding() as u64)
+        ),
+    ];
+    lines.join("\n           ")
+}
+
+fn as_text(backend: &CpuBackend, limits: Option<Limits>, gpus: &[GpuInfo]) -> String {
     let name = machine::cpu_name().unwrap_or_else(|| format!("{} processor", std::env::consts::ARCH));
     let sets = machine::instruction_sets();
     let sets = if sets.is_empty() { "no known vector instructions".to_string() } else { sets.join(" ") };
@@ -145,5 +186,11 @@ fn as_text(backend: &CpuBackend, limits: Option<Limits>) -> String {
         }
         None => lines.push("limits not measured; `exotherm devices --measure` does it".into()),
     }
-    format!("{}\nreference  scalar and slow, the measure for the others", lines.join("\n           "))
+    let mut devices = vec![lines.join("\n           ")];
+    match gpus {
+        [] => devices.push("gpu        none: neither Vulkan nor Metal tells of one".into()),
+        gpus => devices.extend(gpus.iter().map(gpu_as_text)),
+    }
+    devices.push("reference  scalar and slow, the measure for the others".into());
+    devices.join("\n")
 }

@@ -11,15 +11,14 @@ use exotherm_tokenizer::{Specials, Tokenizer, TokenizerError};
 use serde_json::{Value, json};
 
 use crate::Context;
-use crate::args::{IsaArg, QuantizeArg, ThreadArgs, kv_types, positive};
+use crate::args::{BackendKind, ComputeArgs, QuantizeArg, kv_types, positive};
 use crate::model;
-use crate::output::{self, note};
-use crate::trace::traced;
+use crate::output::{self, UsageError, note};
 
-/// Check the cpu backend against the reference on this machine
+/// Check a backend against the reference on this machine
 ///
 /// Two questions are asked. Are the operations computed right? A short text is run, op by op and in distribution, and
-/// both backends write on greedily, which the two hashes stand for; if cpu rounds activations for this model's
+/// both backends write on greedily, which the two hashes stand for; if the backend rounds activations for this model's
 /// weights (to integers of 8 bits, or to BF16), so does the reference here. And what comes of it? The distributions at
 /// every position of a longer text are compared with the exact reference. Exit code 1 if a bound is missed.
 ///
@@ -40,9 +39,7 @@ pub struct Args {
     #[command(flatten)]
     quantize: QuantizeArg,
     #[command(flatten)]
-    threads: ThreadArgs,
-    #[command(flatten)]
-    isa: IsaArg,
+    compute: ComputeArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -52,6 +49,7 @@ const EXAMPLES: &str = "\
 Examples:
   exotherm selfcheck smollm2
   exotherm selfcheck large.gguf --tokens 256
+  exotherm selfcheck smollm2 --backend gpu
   exotherm selfcheck ./folder --kv-type f16 --quantize q8_0 --json";
 
 /// Plain prose with names, numbers, code and other scripts in it, so that many kinds of tokens come up.
@@ -75,7 +73,7 @@ const CHUNK: usize = 64;
 /// Positions from which on shares and means over them are held to their bounds as they stand.
 const MANY: usize = 3000;
 
-/// How far the operations of `cpu` may be from those of the reference that rounds activations as it does, over so many
+/// How far a backend's operations may be from those of the reference that rounds activations as it does, over so many
 /// positions.
 ///
 /// With activations in f32 the two differ only in the order and width of sums: f32 sums over a few thousand products are
@@ -117,7 +115,7 @@ fn cost(rounding: Rounding) -> Option<(f64, f64)> {
     }
 }
 
-/// How far `cpu` may be from the exact reference in what it makes of a text of so many positions.
+/// How far a backend may be from the exact reference in what it makes of a text of so many positions.
 fn text_tolerance(kv_type: KvType, rounding: Rounding, positions: usize) -> Tolerance {
     let exact = exact_tolerance(kv_type, positions);
     match cost(rounding) {
@@ -159,7 +157,7 @@ fn mean_kl_of(bound: f64, positions: usize, enough: usize) -> f64 {
 
 /// The two comparisons.
 struct Outcome {
-    /// What `cpu` does to activations that meet this model's weights.
+    /// What the backend does to activations that meet this model's weights.
     activations: Activations,
     operations: Report,
     text: Report,
@@ -186,6 +184,10 @@ impl Outcome {
 }
 
 pub fn run(args: &Args, cx: &Context) -> Result<()> {
+    if args.compute.backend == BackendKind::Reference {
+        let why = "the reference is what the others are checked against: give --backend cpu or gpu";
+        return Err(UsageError(why.into()).into());
+    }
     let mut checkpoint = model::open(cx, &args.model)?;
     let tokenizer = model::tokenizer(&checkpoint)?;
     let model = model::record(&mut checkpoint, args.quantize.quantize)?;
@@ -198,7 +200,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     }
     if !outcome.agrees() {
         anyhow::bail!(
-            "cpu and reference disagree on {} ({}); what it computes here is not to be trusted",
+            "{} and reference disagree on {} ({}); what it computes here is not to be trusted",
+            args.compute.backend.name(),
             args.model,
             outcome.missed()
         );
@@ -208,8 +211,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
 
 fn compare(args: &Args, model: &Model, tokenizer: Option<&Tokenizer>) -> Result<Outcome> {
     let program = &model.program;
-    let cpu = traced(Box::new(model::cpu_backend(args.threads.count(), &args.isa)?));
-    let (activations, rounding) = activations(&*cpu, program);
+    let tried = model::backend(&args.compute)?;
+    let (activations, rounding) = activations(&*tried, program);
     let context = model::context(program, &model.info, None);
     let generated = GENERATED.min(context / 2);
     let short = tokens(tokenizer, program, TEXT, (context - generated).min(SHORT))?;
@@ -224,18 +227,18 @@ fn compare(args: &Args, model: &Model, tokenizer: Option<&Tokenizer>) -> Result<
         kv_type: args.kv_type,
         ..EngineConfig::new(window.max(short.len() + generated))
     };
-    let mut cpu = Evaluator::new(program, &*cpu, &config)?;
+    let mut tried = Evaluator::new(program, &*tried, &config)?;
     let mut reference = Evaluator::new(program, &ReferenceWith(activations), &config)?;
     let bar = output::steps("tokens", short.len() + generated + long.len());
     let tolerance = operations_tolerance(args.kv_type, rounding, short.len());
-    let operations = selfcheck(&mut reference, &mut cpu, &short, generated, tolerance, |done, _| {
+    let operations = selfcheck(&mut reference, &mut tried, &short, generated, tolerance, |done, _| {
         bar.set_position(done as u64);
     })?;
     if activations != Activations::Exact {
         reference = Evaluator::new(program, &ReferenceBackend, &config)?;
     }
     let tolerance = text_tolerance(args.kv_type, rounding, long.len());
-    let text = compare_text(&mut reference, &mut cpu, &long, window, tolerance, |done, _| {
+    let text = compare_text(&mut reference, &mut tried, &long, window, tolerance, |done, _| {
         bar.set_position((short.len() + generated + done) as u64);
     })?;
     bar.finish_and_clear();
@@ -272,15 +275,16 @@ fn as_text(args: &Args, outcome: &Outcome) -> String {
     let op = |d: &Divergence| {
         format!("{:.1e}  (op {} {}, buffer {}, position {})", d.error, d.op, d.name, d.buffer, d.position)
     };
+    let backend = args.compute.backend.name();
     let worst = operations.worst_op.as_ref().map_or("none".to_string(), op);
     let first = operations.first_divergence.as_ref().map_or("none".to_string(), op);
     let mut rows = rows(operations);
     let (error, bound) = operations.worst_op.map_or((0.0, f64::INFINITY), |d| (d.error, d.bound));
     rows.push(["worst op".into(), format!("{error:.1e}"), most(bound)].to_vec());
     format!(
-        "{}: cpu against reference, kv {}\n\n\
+        "{}: {backend} against reference, kv {}\n\n\
          Computed right? {} tokens against {}\n{}\n\n\
-         worst op         {worst}\nfirst divergence {first}\nhash reference   {}\nhash cpu         {}\n\n\
+         worst op         {worst}\nfirst divergence {first}\nhash reference   {}\n{:<16} {}\n\n\
          What comes of it? {} tokens in windows of {} against reference\n{}\n\n{}",
         args.model,
         args.kv_type.name(),
@@ -288,6 +292,7 @@ fn as_text(args: &Args, outcome: &Outcome) -> String {
         outcome.against(),
         output::table(&rows),
         operations.reference_hash(),
+        format!("hash {backend}"),
         operations.hash(),
         text.positions,
         outcome.window,
@@ -346,6 +351,7 @@ fn as_json(args: &Args, outcome: &Outcome) -> Value {
     };
     json!({
         "model": args.model,
+        "backend": args.compute.backend.name(),
         "kv_type": args.kv_type.name(),
         "agrees": outcome.agrees(),
         "rounds_activations": outcome.activations != Activations::Exact,

@@ -77,7 +77,7 @@ Examples:
   exotherm profile model.gguf -p 2048 -n 0 --isa avx2 --per-op
   exotherm profile ./folder --quantize q4_0 --json";
 
-/// What the machine can do, as far as it is known: nothing of it where the scalar backend computes.
+/// What the machine can do, as far as it is known: nothing of it where another backend than the cpu's computes.
 struct Machine {
     backend: CpuBackend,
     limits: Limits,
@@ -92,7 +92,7 @@ const BRIEFLY: f64 = 0.3;
 
 impl Machine {
     fn measure(args: &Args, weight_bytes: usize) -> Result<Option<Machine>> {
-        if args.compute.backend == BackendKind::Reference {
+        if args.compute.backend != BackendKind::Cpu {
             return Ok(None);
         }
         let backend = model::cpu_backend(args.compute.threads(), &args.compute.isa)?;
