@@ -33,7 +33,16 @@ impl Exotherm {
     pub fn read_speed(&self, home: &Path) -> Result<f64> {
         let threads = self.threads.to_string();
         let mut command = Command::new(&self.binary);
-        command.args(["devices", "--measure", "--forget", "--seconds", "0.3", "--threads", &threads, "--json"]);
+        command.args([
+            "devices",
+            "--measure",
+            "--forget",
+            "--seconds",
+            "0.3",
+            "--threads",
+            &threads,
+            "--json",
+        ]);
         let output = command.env("EXOTHERM_HOME", home).stderr(Stdio::inherit()).output()?;
         if !output.status.success() {
             bail!("exotherm devices --measure failed");
