@@ -137,6 +137,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
         machine.after = limits::read_speed(&machine.backend, BRIEFLY)?;
     }
     let report = Report { args, info: &model.info, program: &program, machine, phases, work, weight_bytes };
+    if let Some(doubt) = report.doubt() {
+        note(doubt);
+    }
     match args.json {
         true => output::json(&report.as_json()),
         false => output::text(report.as_text()),
