@@ -24,7 +24,7 @@ Commands:
   tidy                        the checks of the source tree alone: lengths, layering, words that must not be there
   golden [FILTER]             make the golden models and vectors anew in a Python environment of their own
   bench-peers [OPTIONS]       our speed beside llama.cpp's, in turn on the same files; for an idle machine
-                              --models A,B     those whose names hold one of these
+                              --models A,B     those whose names hold one of these [all for which a ratio is to be reached]
                               --pairs N        times that both are measured [5]
                               --threads N      of each [2]
                               --prompt N       tokens of a prompt [512]

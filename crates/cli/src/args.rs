@@ -1,11 +1,14 @@
 //! Flags that several commands share, and how their values are read.
 
+use std::num::{IntErrorKind, NonZeroUsize, ParseIntError};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use exotherm_engine::Sampling;
 use exotherm_kernels::KvType;
+use exotherm_kernels::reference::ReferenceBackend;
 use exotherm_tensor::DType;
 
 use crate::machine;
@@ -53,7 +56,7 @@ impl ComputeArgs {
         match self.backend {
             BackendKind::Cpu => self.threads.count(),
             BackendKind::Gpu => 1,
-            BackendKind::Reference => 1,
+            BackendKind::Reference => ReferenceBackend::threads(),
         }
     }
 
@@ -111,28 +114,28 @@ pub struct QuantizeArg {
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Divides the logits: less is soberer, 0 always takes the likeliest token
-    #[arg(long, value_name = "X", default_value_t = 0.8, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 0.8)]
     pub temperature: f32,
     /// Choose among the K likeliest tokens; 0: among all
-    #[arg(long, value_name = "K", default_value_t = 40)]
+    #[arg(long, value_name = "K", default_value_t = 40, value_parser = whole::<usize>)]
     pub top_k: usize,
     /// Choose among the likeliest tokens that hold this share of the probability; 1: among all
-    #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
     pub top_p: f32,
     /// Choose among tokens at least P times as likely as the likeliest; 0: among all
-    #[arg(long, value_name = "P", default_value_t = 0.05, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
     pub min_p: f32,
     /// Makes tokens of the prompt and the answer less likely; 1: off
-    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
     pub repeat_penalty: f32,
     /// Taken from the logits of tokens that the answer has; 0: off
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub presence_penalty: f32,
     /// Taken from the logits of tokens for each time that the answer has them; 0: off
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub frequency_penalty: f32,
     /// Equal seeds give equal answers [default: a new one each time; --json tells it]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     pub seed: Option<u64>,
 }
 
@@ -163,14 +166,12 @@ fn new_seed() -> u64 {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Numbers<T>(pub Vec<T>);
 
-impl<T: FromStr> FromStr for Numbers<T> {
+impl<T: FromStr<Err = ParseIntError>> FromStr for Numbers<T> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Numbers<T>, String> {
         let number = |item: &str| {
-            let wrong =
-                || format!("{item:?} is not a whole number in range; write numbers with commas: 1,2,3");
-            item.trim().parse::<T>().map_err(|_| wrong())
+            whole(item.trim()).map_err(|why| format!("{item:?}: {why}; write numbers with commas: 1,2,3"))
         };
         text.split(',').map(number).collect::<Result<_, _>>().map(Numbers)
     }
@@ -193,7 +194,7 @@ fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ 1..=MOST) => Ok(n),
         Ok(0) => Err("at least one thread is needed".into()),
-        _ => Err(format!("a number from 1 to {MOST} is expected")),
+        _ => Err(format!("a whole number from 1 to {MOST} is expected")),
     }
 }
 
@@ -217,12 +218,28 @@ pub fn bytes(text: &str) -> Result<usize, String> {
     }
 }
 
+fn number<T: FromStr<Err = ParseIntError>>(text: &str, range: &str) -> Result<T, String> {
+    text.parse().map_err(|error: ParseIntError| match error.kind() {
+        IntErrorKind::PosOverflow => "the number is too large".into(),
+        _ => format!("a whole number {range} is expected"),
+    })
+}
+
+/// A count that may be 0.
+pub fn whole<T: FromStr<Err = ParseIntError>>(text: &str) -> Result<T, String> {
+    number(text, "from 0 on")
+}
+
 /// A count of at least 1.
 pub fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("at least 1 is needed".into()),
-        Ok(n) => Ok(n),
-        Err(_) => Err("a whole number is expected".into()),
+    number(text, "of at least 1").map(NonZeroUsize::get)
+}
+
+/// Seconds, in a range that the error names.
+pub fn whole_seconds(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<u64, String> + Clone {
+    move |text| match text.parse() {
+        Ok(n) if range.contains(&n) => Ok(n),
+        _ => Err(format!("a whole number from {} to {} is expected", range.start(), range.end())),
     }
 }
 
@@ -236,6 +253,20 @@ mod tests {
         for wrong in ["", "1,,2", "1,x", "-1", "4294967296", "1,"] {
             assert!(wrong.parse::<Numbers<u32>>().is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn counts_have_ranges() {
+        assert_eq!((whole::<u64>("0"), positive("1")), (Ok(0), Ok(1)));
+        let wrong = |text| (whole::<usize>(text).unwrap_err(), positive(text).unwrap_err());
+        for text in ["-1", "x", "", "1.5"] {
+            let expected = ["from 0 on", "of at least 1"].map(|r| format!("a whole number {r} is expected"));
+            assert_eq!(wrong(text), expected.into(), "{text:?}");
+        }
+        assert!(positive("0").unwrap_err().contains("at least 1"));
+        let (many, most) = (wrong("99999999999999999999"), whole_seconds(0..=7)("8"));
+        assert!(many.0.contains("too large") && many.1.contains("too large"), "{many:?}");
+        assert_eq!(most, Err("a whole number from 0 to 7 is expected".into()));
     }
 
     #[test]

@@ -22,26 +22,59 @@ const STEADY: f64 = 0.7;
 
 /// Per second, all threads together.
 #[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Limit {
+    pub best: f64,
+    pub median: f64,
+    /// Whether others may have had a part of the machine whenever it was measured, so that it may be higher yet.
+    pub busy: bool,
+}
+
+impl Limit {
+    fn new(Speed { best, median }: Speed, is_machine_busy: bool) -> Limit {
+        Limit { best, median, busy: is_machine_busy || median < STEADY * best }
+    }
+
+    /// The larger: what a machine has done once it can do, and on a busy one less is seen of it. Once it was measured in
+    /// peace no other time makes it doubtful.
+    fn or_larger(self, older: Limit) -> Limit {
+        let larger = if older.best > self.best { older } else { self };
+        Limit { busy: self.busy && older.busy, ..larger }
+    }
+
+    fn as_json(self) -> Value {
+        json!({ "best": self.best, "median": self.median, "busy": self.busy })
+    }
+
+    fn from_json(value: &Value) -> Option<Limit> {
+        let number = |which: &str| value.get(which)?.as_f64().filter(|v| *v > 0.0);
+        let limit = Limit::new(Speed { best: number("best")?, median: number("median")? }, false);
+        // Those of earlier versions do not tell.
+        Some(Limit { busy: value["busy"].as_bool().unwrap_or(limit.busy), ..limit })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Limits {
     /// Bytes of memory read.
-    pub read: Speed,
+    pub read: Limit,
     /// Products and sums of bytes.
-    pub integer: Speed,
+    pub integer: Limit,
     /// Products and sums of pairs of BF16, where there are instructions for them.
-    pub pair: Option<Speed>,
+    pub pair: Option<Limit>,
     /// Products and sums of f32.
-    pub float: Speed,
+    pub float: Limit,
 }
 
 impl Limits {
     /// Takes about three or four times `seconds`, and the time that filling a buffer takes.
-    pub fn measure(backend: &CpuBackend, seconds: f64) -> Result<Limits> {
+    pub fn measure(backend: &CpuBackend, seconds: f64, is_machine_busy: bool) -> Result<Limits> {
         let time = Duration::from_secs_f64(seconds);
+        let limit = |speed| Limit::new(speed, is_machine_busy);
         Ok(Limits {
-            read: read_speed(backend, seconds)?,
-            integer: backend.integer_speed(time)?,
-            pair: backend.pair_speed(time)?,
-            float: backend.float_speed(time)?,
+            read: limit(read_speed(backend, seconds)?),
+            integer: limit(backend.integer_speed(time)?),
+            pair: backend.pair_speed(time)?.map(limit),
+            float: limit(backend.float_speed(time)?),
         })
     }
 
@@ -69,8 +102,8 @@ impl Limits {
         Ok(path)
     }
 
-    /// Each limit's name and speed.
-    pub fn each(&self) -> impl Iterator<Item = (&'static str, Speed, &'static str)> {
+    /// Each limit's name and unit.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, Limit, &'static str)> {
         let all = [
             ("memory read", Some(self.read), "GB/s"),
             ("integers", Some(self.integer), "GOP/s"),
@@ -80,49 +113,43 @@ impl Limits {
         all.into_iter().filter_map(|(name, speed, unit)| Some((name, speed?, unit)))
     }
 
-    /// Of each limit the larger: what a machine has done once it can do, and on a busy one less is seen of it.
+    /// Of each limit the larger.
     pub fn or_larger(self, older: Limits) -> Limits {
-        let larger = |new: Speed, old: Speed| if old.best > new.best { old } else { new };
         Limits {
-            read: larger(self.read, older.read),
-            integer: larger(self.integer, older.integer),
+            read: self.read.or_larger(older.read),
+            integer: self.integer.or_larger(older.integer),
             pair: match (self.pair, older.pair) {
-                (Some(new), Some(old)) => Some(larger(new, old)),
+                (Some(new), Some(old)) => Some(new.or_larger(old)),
                 (new, old) => new.or(old),
             },
-            float: larger(self.float, older.float),
+            float: self.float.or_larger(older.float),
         }
     }
 
-    /// The limits that were not measured in peace: half of the time they were far from their best.
+    /// The limits that were far from their best half of the time.
     pub fn unsteady(&self) -> Vec<&'static str> {
-        let unsteady = |speed: Speed| speed.median < STEADY * speed.best;
-        self.each().filter(|(_, speed, _)| unsteady(*speed)).map(|(name, ..)| name).collect()
+        self.each().filter(|(_, l, _)| l.median < STEADY * l.best).map(|(name, ..)| name).collect()
     }
 
     pub fn as_json(&self) -> Value {
-        let speed = |s: Speed| json!({ "best": s.best, "median": s.median });
         json!({
-            "memory_read_bytes_s": speed(self.read),
-            "integer_ops_s": speed(self.integer),
-            "bf16_ops_s": self.pair.map(speed),
-            "float_ops_s": speed(self.float),
+            "memory_read_bytes_s": self.read.as_json(),
+            "integer_ops_s": self.integer.as_json(),
+            "bf16_ops_s": self.pair.map(Limit::as_json),
+            "float_ops_s": self.float.as_json(),
         })
     }
 
     fn from_json(value: &Value) -> Option<Limits> {
-        let speed = |name: &str| {
-            let number = |which: &str| value.get(name)?.get(which)?.as_f64().filter(|v| *v > 0.0);
-            Some(Speed { best: number("best")?, median: number("median")? })
-        };
+        let limit = |name: &str| Limit::from_json(value.get(name)?);
         Some(Limits {
-            read: speed("memory_read_bytes_s")?,
-            integer: speed("integer_ops_s")?,
+            read: limit("memory_read_bytes_s")?,
+            integer: limit("integer_ops_s")?,
             pair: match value.get("bf16_ops_s").filter(|pair| !pair.is_null()) {
-                Some(_) => Some(speed("bf16_ops_s")?),
+                Some(_) => Some(limit("bf16_ops_s")?),
                 None => None,
             },
-            float: speed("float_ops_s")?,
+            float: limit("float_ops_s")?,
         })
     }
 }
@@ -176,19 +203,29 @@ mod tests {
 
     #[test]
     fn the_larger_limits_are_kept_and_unsteady_ones_told() {
-        let speed = |best: f64| Speed { best, median: best * 0.9 };
+        let speed = |best: f64| Limit::new(Speed { best, median: best * 0.9 }, false);
         let old = Limits { read: speed(5e10), integer: speed(1e12), pair: None, float: speed(3e11) };
         let new = Limits { read: speed(3e10), integer: speed(2e12), pair: Some(speed(6e11)), ..old };
         let both = Limits { read: speed(5e10), ..new };
         assert_eq!((new.or_larger(old), old.or_larger(new), old.or_larger(old)), (both, both, old));
         assert!(old.unsteady().is_empty());
-        let busy = Limits { float: Speed { best: 3e11, median: 2e11 }, ..new };
+        let busy = Limits { float: Limit::new(Speed { best: 3e11, median: 2e11 }, false), ..new };
         assert_eq!(busy.unsteady(), ["floats"]);
     }
 
     #[test]
+    fn what_was_measured_on_a_busy_machine_is_doubtful_until_it_is_measured_in_peace() {
+        let limit = |best, busy| Limit::new(Speed { best, median: best * 0.9 }, busy);
+        let (busy, later, peace) = (limit(2e11, true), limit(3e11, true), limit(1e11, false));
+        assert_eq!(later.or_larger(busy), later);
+        assert_eq!(peace.or_larger(later), limit(3e11, false));
+        assert_eq!(later.or_larger(peace), limit(3e11, false));
+        assert!(Limit::new(Speed { best: 3e11, median: 2e11 }, false).busy, "others came and went");
+    }
+
+    #[test]
     fn limits_come_back_from_json() {
-        let speed = |best: f64| Speed { best, median: best * 0.9 };
+        let speed = |best: f64| Limit::new(Speed { best, median: best * 0.9 }, best > 1e12);
         let limits = Limits {
             read: speed(2.5e10),
             integer: speed(1.1e12),
@@ -198,6 +235,12 @@ mod tests {
         for limits in [limits, Limits { pair: None, ..limits }] {
             assert_eq!(Limits::from_json(&limits.as_json()), Some(limits));
         }
+        // An earlier version kept no more than the speeds.
+        let mut older = limits.as_json();
+        older["integer_ops_s"] = json!({ "best": 1e12, "median": 9e11 });
+        older["float_ops_s"] = json!({ "best": 1e12, "median": 5e11 });
+        let older = Limits::from_json(&older).expect("they are read");
+        assert_eq!((older.integer.busy, older.float.busy), (false, true));
         let mut broken = limits.as_json();
         broken["float_ops_s"]["best"] = json!(0);
         assert_eq!(Limits::from_json(&broken), None);

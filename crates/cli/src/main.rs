@@ -15,7 +15,7 @@ mod trace;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, Subcommand};
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use interrupt::Interrupt;
 
@@ -55,6 +55,16 @@ enum Command {
     Completions(commands::completions::Args),
 }
 
+/// The command line. A negative number after an option is its value and no option, also where only others are allowed: then
+/// the error says which.
+fn command() -> clap::Command {
+    let negative = |arg: Arg| match arg.is_positional() || !arg.get_action().takes_values() {
+        true => arg,
+        false => arg.allow_negative_numbers(true),
+    };
+    Cli::command().mut_subcommands(|command| command.mut_args(negative))
+}
+
 /// What every command is given.
 pub struct Context {
     /// When the process began, as near as it can tell.
@@ -65,11 +75,16 @@ pub struct Context {
 fn main() -> ExitCode {
     let started = Instant::now();
     // Clap ends the process itself for --help (0) and for what it cannot parse (2).
-    let cli = Cli::parse();
+    let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     let cx = match Interrupt::install() {
         Ok(interrupt) => Context { started, interrupt },
         Err(error) => return output::end(Err(error)),
     };
+    if let Ok(filter) = std::env::var("RUST_LOG")
+        && let Some(part) = exotherm_observe::not_understood(&filter)
+    {
+        output::note(format_args!("note: {part:?} in RUST_LOG is not understood and shows nothing"));
+    }
     output::end(run(cli.command, &cx))
 }
 

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use exotherm_engine::{Engine, EngineConfig, Event};
+use anyhow::{Context as _, Result, anyhow, bail};
+use exotherm_engine::{Engine, EngineConfig, EngineError, Event};
 use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::gpu::{GpuBackend, GpuInfo, GpuKind};
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{BLOCK, Backend, KvType, Program};
+use exotherm_kernels::{BLOCK, Backend, BackendError, KvType, Program};
 use exotherm_models::{LoadOptions, Model, ModelInfo, load};
 use exotherm_tensor::DType;
 use exotherm_tokenizer::{GgufVocab, Tokenizer};
@@ -307,10 +307,40 @@ pub fn whole_blocks(tokens: usize) -> usize {
     tokens.checked_next_multiple_of(BLOCK).unwrap_or(tokens)
 }
 
-/// An engine for measuring: it can remember each sequence's context while another phase runs, and nothing on the way to it.
+/// For measuring: an engine can remember each sequence's context while another phase runs, and nothing on the way to it.
 pub fn measured_config(ctx: usize, batch: usize, kv_type: KvType) -> EngineConfig {
     let snapshots = batch.saturating_mul(2);
     EngineConfig { kv_type, max_seqs: batch, snapshots, snapshot_stride: 0, ..EngineConfig::new(ctx) }
+}
+
+/// An engine for measuring. Where there is no room for it or for the tokens it is to read and write, the error names
+/// `options` as the way out.
+pub fn measuring_engine(
+    program: &Program,
+    backend: &dyn Backend,
+    config: EngineConfig,
+    options: &str,
+) -> Result<Engine> {
+    let (batch, ctx) = (config.max_seqs, config.ctx);
+    let no_room = || anyhow!("no room for {batch} sequences of {ctx} tokens; smaller {options} need less");
+    let engine = Engine::new(program, backend, config).map_err(|error| match error {
+        EngineError::Memory { .. } | EngineError::Backend(BackendError::Memory { .. }) => no_room(),
+        other => other.into(),
+    })?;
+    if has_room_for(batch.saturating_mul(ctx)) { Ok(engine) } else { Err(no_room()) }
+}
+
+/// Whether there is memory for so many tokens themselves, which is in no plan: text has few, but of those that are made up
+/// for measuring any number can be asked for.
+pub fn has_room_for(tokens: usize) -> bool {
+    // The id, here and in the request; names and digests of blocks, which grow by doubling; and the rows of the steps of some
+    // runs, which a profile keeps.
+    const BYTES_OF_EACH: usize = 64;
+    let mut room: Vec<u8> = Vec::new();
+    let is_there = room.try_reserve_exact(tokens.saturating_mul(BYTES_OF_EACH)).is_ok();
+    // Memory that nobody looks at need not be asked for.
+    std::hint::black_box(&room);
+    is_there
 }
 
 /// Steps until so many requests have ended, and shows each step to `seen`. What the ops took is added up, if clocks run.

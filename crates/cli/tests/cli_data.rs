@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{User, expected, golden, list, numbers};
+use common::{Ran, User, expected, golden, list, numbers};
 use exotherm_weights::{GgufWriter, NewValue};
 use serde_json::Value;
 
@@ -225,6 +225,7 @@ fn perplexity_is_the_same_however_it_is_computed() {
     run(&["--file", "nowhere"]).fails(1, &["nowhere"]);
     run(&["--file", &file, "--ctx", "2"]).fails(1, &["ctx"]);
     run(&["--file", &file, "--ctx", "0"]).fails(2, &["at least 1"]);
+    run(&["--file", &file, "--ctx", "1000000000000"]).fails(1, &["1000000000000", "a smaller --ctx"]);
     run(&["--file", &user.write("short", "abc"), "--ctx", "32"]).fails(1, &["64 tokens", "has 3"]);
     run(&[]).fails(2, &["--file"]);
 }
@@ -263,6 +264,10 @@ fn selfcheck_agrees_on_every_kind_of_model() {
     // Its vocabulary has no ß, so token ids have to do.
     user.run(&["selfcheck", &user.talking_model("m", false), "--tokens", "40"]).fine();
     user.run(&["selfcheck", &path("qwen2"), "--tokens", "0"]).fails(2, &["--tokens", "at least 1"]);
+    let much = "1000000000000000000";
+    user.run(&["selfcheck", &path("qwen2"), "--tokens", much]).fails(1, &["no room", "--tokens"]);
+    let default = user.command(&["selfcheck"]).env("PATH", "").output().expect("the binary starts");
+    Ran::from(default).fails(1, &["could not fetch 'smollm2'"]);
 }
 
 #[test]
@@ -315,7 +320,9 @@ fn bench_measures_without_a_tokenizer() {
     let isa = user.run(&["devices", "--json"]).json()["devices"][0]["isa"].clone();
     assert_eq!((&json["isa"], &json["threads"]), (&isa, &2.into()), "{json}");
     let reference = ["-p", "2", "-n", "0", "-r", "1", "--backend", "reference", "--json"];
-    assert_eq!(user.run(&[&["bench", &model], &reference[..]].concat()).json()["isa"], Value::Null);
+    let reference = user.run(&[&["bench", &model], &reference[..]].concat()).json();
+    let all = user.run(&["devices", "--json"]).json()["devices"][0]["hardware_threads"].clone();
+    assert_eq!((&reference["isa"], &reference["threads"]), (&Value::Null, &all), "{reference}");
     let quantized =
         user.run(&["bench", &model, "-p", "0", "-n", "2", "-r", "1", "--quantize", "f16", "--json"]);
     let (full, half) = (&json["weight_bytes_per_token"], &quantized.json()["weight_bytes_per_token"]);
@@ -372,13 +379,35 @@ fn bench_measures_sequences_together_and_at_depth() {
         .stdout;
     assert!(text.contains("SCALE\n") && text.contains("MS A STEP  KV WRITE  ATTENTION"), "{text}");
     let run = |options: &[&str]| user.run(&[&["bench", &path("gpt2")], options].concat());
-    run(&["--batch", "0"]).fails(2, &["--batch", "0 sequences", "1 to 1024"]);
+    run(&["--batch", "0"]).fails(2, &["--batch", "from 1 to 1024"]);
     run(&["--batch", "4,x"]).fails(2, &["--batch", "whole number"]);
-    run(&["--depth", "-1"]).fails(2, &[]);
+    run(&["--depth", "-1"]).fails(2, &["--depth", "\"-1\"", "from 0 on"]);
     run(&["--depth", "1,,2"]).fails(2, &["--depth", "whole number"]);
     run(&["-p", "0", "-n", "4", "--depth", "9999"]).fails(1, &["10005", "positions", "--depth"]);
     let huge = "1000000000000";
     user.run(&["bench", &path("qwen2"), "-p", "0", "--depth", huge]).fails(1, &["no room", "--depth"]);
+}
+
+/// A recurrent state does not grow with the tokens, but they themselves have to lie somewhere.
+#[cfg(target_os = "linux")]
+#[test]
+fn more_tokens_than_there_is_memory_for_are_refused() {
+    let user = User::new();
+    let limited = |args: &str| -> Ran {
+        let (binary, model) = (env!("CARGO_BIN_EXE_exotherm"), path("rwkv7/model.gguf"));
+        let line = format!(
+            "ulimit -v 3000000; exec '{binary}' {} --threads 1",
+            args.replace("MODEL", &format!("'{model}'"))
+        );
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &line]).env("EXOTHERM_HOME", user.path("store"));
+        command.output().expect("there is a shell").into()
+    };
+    limited("bench MODEL -p 800000000 -n 0 -r 1")
+        .fails(1, &["no room for 1 sequences of 800000001", "-p, -n"]);
+    limited("bench MODEL -p 0 -n 4 -r 1 --batch 4 --depth 200000000").fails(1, &["no room", "--depth"]);
+    limited("profile MODEL -p 800000000 -n 0 -r 1")
+        .fails(1, &["no room for 1 sequences of 800000001", "-p, -n"]);
 }
 
 #[test]

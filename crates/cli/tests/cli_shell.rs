@@ -50,6 +50,42 @@ fn wrong_usage_is_refused() {
     user.run(&["pull"]).fails(2, &["NAME"]);
 }
 
+/// A negative number is taken for the value that it is, and the error says what can be given.
+#[test]
+fn negative_numbers_are_refused_with_the_range() {
+    let user = User::new();
+    let cases: [(&[&str], &str, &str); 12] = [
+        (&["profile", "m", "-p", "-5"], "--prompt", "from 0 on"),
+        (&["profile", "m", "-p=-5"], "--prompt", "from 0 on"),
+        (&["bench", "m", "-n", "-1"], "--generate", "from 0 on"),
+        (&["bench", "m", "--batch", "-1"], "--batch", "from 1 to 1024"),
+        (&["bench", "m", "--depth", "-1"], "--depth", "from 0 on"),
+        (&["bench", "m", "-r", "-1"], "--repeat", "at least 1"),
+        (&["profile", "m", "--threads", "-1"], "--threads", "from 1 to 1024"),
+        (&["selfcheck", "m", "--tokens", "-1"], "--tokens", "at least 1"),
+        (&["run", "m", "Hi", "--top-k", "-1"], "--top-k", "from 0 on"),
+        (&["run", "m", "Hi", "--seed", "-1"], "--seed", "from 0 on"),
+        (&["serve", "m", "--timeout", "-1"], "--timeout", "from 1 to 86400"),
+        (&["devices", "--measure", "--seconds", "-1"], "--seconds", "from 0.01 to 600"),
+    ];
+    for (args, option, range) in cases {
+        let ran = user.run(args);
+        ran.fails(2, &[option, range]);
+        assert!(!ran.stderr.contains("tip:"), "{args:?}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn a_filter_that_means_nothing_is_told() {
+    let user = User::new();
+    let stderr = |filter: &str| {
+        let ran = user.command(&["models"]).env("RUST_LOG", filter).output().expect("the binary starts");
+        common::Ran::from(ran).fine().stderr
+    };
+    assert_eq!(stderr("exotherm=trace,["), "note: \"[\" in RUST_LOG is not understood and shows nothing\n");
+    assert_eq!(stderr("hyper=debug,exotherm=trace"), "");
+}
+
 #[test]
 fn completions_know_the_commands() {
     let user = User::new();

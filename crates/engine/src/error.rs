@@ -27,7 +27,9 @@ pub enum EngineError {
     Config { name: &'static str, value: usize, must: &'static str },
     #[error("a context of {ctx} is more than the {limit} positions that this model holds")]
     Context { ctx: usize, limit: usize },
-    #[error("a context of {ctx} for {max_seqs} sequences needs more memory than can be addressed")]
+    #[error(
+        "a context of {ctx} for {max_seqs} sequences needs more memory than can be addressed; a smaller --ctx needs less"
+    )]
     Memory { ctx: usize, max_seqs: usize },
     #[error(
         "{} MiB of memory are too few: a sequence of {ctx} tokens beside {max_seqs} places needs {} MiB, of which weights \

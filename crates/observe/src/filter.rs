@@ -26,6 +26,20 @@ pub fn shows(filter: &str, target: &str, event: &str) -> bool {
     nearest.is_some_and(|(_, shown)| shown) && !filter.contains('/')
 }
 
+/// The first part of a filter that means nothing here, and so shows nothing.
+pub fn not_understood(filter: &str) -> Option<&str> {
+    // What comes after a slash is a regular expression.
+    if filter.contains('/') {
+        return Some(filter);
+    }
+    let is_name = |name: &str| name.chars().all(|c| c.is_alphanumeric() || "_-:.".contains(c));
+    let mut directives = filter.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+    directives.find(|directive| match directive.split_once('=') {
+        Some((name, level)) => !is_name(name.trim()) || !is_level(level.trim()),
+        None => !is_name(directive),
+    })
+}
+
 /// From nothing to everything.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -72,6 +86,22 @@ mod tests {
         ];
         on.iter().for_each(|filter| assert!(traces(filter, "exotherm::attn"), "{filter:?}"));
         off.iter().for_each(|filter| assert!(!traces(filter, "exotherm::attn"), "{filter:?}"));
+    }
+
+    #[test]
+    fn what_means_nothing_is_found() {
+        for filter in ["", "trace", "exotherm", "hyper=debug,exotherm::attn=TRACE", " a-b = off ,, c.d"] {
+            assert_eq!(not_understood(filter), None, "{filter:?}");
+        }
+        let wrong = [
+            ("exotherm=trace,[", "["),
+            ("exotherm=loud", "exotherm=loud"),
+            ("info,a=", "a="),
+            ("a/b", "a/b"),
+        ];
+        for (filter, part) in wrong {
+            assert_eq!(not_understood(filter), Some(part), "{filter:?}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod spans;
 mod summary;
 
 pub use attention::AttentionTimes;
-pub use filter::{shows, traces};
+pub use filter::{not_understood, shows, traces};
 pub use memory::{ResidentBytes, resident_bytes};
 pub use sink::{Lines, line, wants_attention};
 #[cfg(feature = "otlp")]

@@ -28,13 +28,25 @@ impl Exotherm {
     }
 
     /// Bytes per second that the threads read memory with: the median of many short rounds, because decoding, too, goes
-    /// through the good and the bad moments of a machine. What is measured on the way is kept under `home`, not among the
-    /// user's own measurements.
+    /// through the good and the bad moments of a machine. What was measured before is forgotten, or the best moment of all would
+    /// be told every time; what is measured on the way is kept under `home`, not among the user's own measurements.
     pub fn read_speed(&self, home: &Path) -> Result<f64> {
         let threads = self.threads.to_string();
         let mut command = Command::new(&self.binary);
-        command.args(["devices", "--measure", "--seconds", "0.3", "--threads", &threads, "--json"]);
+        command.args([
+            "devices",
+            "--measure",
+            "--forget",
+            "--seconds",
+            "0.3",
+            "--threads",
+            &threads,
+            "--json",
+        ]);
         let output = command.env("EXOTHERM_HOME", home).stderr(Stdio::inherit()).output()?;
+        if !output.status.success() {
+            bail!("exotherm devices --measure failed");
+        }
         let told: Value = serde_json::from_slice(&output.stdout).context("exotherm devices is no JSON")?;
         let speed = &told["devices"][0]["limits"]["memory_read_bytes_s"]["median"];
         speed.as_f64().context("exotherm devices tells no speed of memory")

@@ -99,7 +99,10 @@ impl Options {
 
     /// The comparisons that are asked for.
     fn rows(&self) -> Result<Vec<&'static Row>> {
-        let asked = |row: &&Row| self.models.is_empty() || self.models.iter().any(|m| row.file.contains(m));
+        let asked = |row: &&Row| match self.models.as_slice() {
+            [] => row.has_floor(),
+            models => models.iter().any(|m| row.file.contains(m)),
+        };
         if let Some(unknown) = self.models.iter().find(|m| !ROWS.iter().any(|row| row.file.contains(*m))) {
             let names: Vec<_> = models::FILES.iter().map(|(name, _)| *name).collect();
             bail!("no model's name holds {unknown:?}; there are {}", names.join(", "));
@@ -149,6 +152,13 @@ struct Row {
     memory: Option<f64>,
 }
 
+impl Row {
+    /// Those without are measured when they are asked for by name.
+    fn has_floor(&self) -> bool {
+        self.decode.is_some() || self.prompt.is_some() || self.memory.is_some()
+    }
+}
+
 const fn row(
     file: &'static str,
     test: Test,
@@ -176,8 +186,14 @@ const ROWS: &[Row] = &[
     row("smollm2.q4_1", Test::Together, Some(2.0), None, None),
     row("smollm2.q4_0", Test::Together, Some(2.0), None, None),
     row("smollm2.q8_0", Test::Together, Some(2.0), None, None),
+    row("smollm2.q4_k_m", Test::Together, Some(2.0), None, None),
+    row("smollm2.f16", Test::Together, Some(2.0), None, None),
+    row("smollm2.bf16", Test::Together, Some(2.0), None, None),
     row("qwen2.5-0.5b.q8_0", Test::Together, Some(2.0), None, None),
     row("qwen2.5-0.5b.q4_0", Test::Together, Some(2.0), None, None),
+    row("llama-3.2-1b.q4_k_m", Test::Together, Some(2.0), None, None),
+    row("qwen3-moe.q4_0", Test::Together, Some(2.0), None, None),
+    row("rwkv7-0.1b.q8_0", Test::Together, Some(2.0), None, None),
     row("smollm2.q4_1", Test::Deep, Some(2.0), None, Some(0.7)),
 ];
 
@@ -433,7 +449,9 @@ mod tests {
         assert_eq!((parsed.models.len(), parsed.pairs, parsed.threads, parsed.write), (2, 7, 2, true));
         let rows = parsed.rows().expect("they are there");
         assert!(rows.iter().all(|row| row.file.contains("q4_1") || row.file.contains("rwkv")));
-        assert_eq!(rows.len(), 4);
+        assert_eq!(rows.len(), 5);
+        let rows = Options::parse(&[]).expect("fine").rows().expect("they are there");
+        assert!(rows.iter().all(|row| row.has_floor()) && rows.len() < ROWS.len());
         for wrong in [
             &["--pairs"][..],
             &["--pairs", "0"],

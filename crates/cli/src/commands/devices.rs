@@ -1,12 +1,12 @@
 //! `exotherm devices`: what there is to compute on, and how fast it is at most.
 
 use anyhow::Result;
-use exotherm_kernels::cpu::{CpuBackend, Speed};
+use exotherm_kernels::cpu::CpuBackend;
 use exotherm_kernels::gpu::{GpuInfo, GpuKind};
 use serde_json::{Value, json};
 
 use crate::args::{IsaArg, ThreadArgs, seconds};
-use crate::limits::{Limits, SECONDS};
+use crate::limits::{Limit, Limits, SECONDS};
 use crate::output::note;
 use crate::{machine, model, output};
 
@@ -14,8 +14,8 @@ use crate::{machine, model, output};
 ///
 /// With --measure, how fast memory is read and how many operations on integers and floats the threads make at most:
 /// the limits to which `exotherm profile` compares a model. They are kept for the processor, number of threads and
-/// instruction level for which they were measured. Measure on an idle machine. Of what was measured before and now the
-/// larger figures are kept; --forget begins anew.
+/// instruction level for which they were measured, and whether the machine was busy then. Measure on an idle machine. Of
+/// what was measured before and now the larger figures are kept; --forget begins anew.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -61,16 +61,16 @@ pub fn run(args: &Args) -> Result<()> {
 /// place to keep them, they are good for this once.
 pub fn measured(backend: &CpuBackend, seconds: f64, forget: bool) -> Result<Limits> {
     // Our own threads have no part in it yet.
-    let load = machine::load_average();
-    let now = Limits::measure(backend, seconds)?;
+    let load = machine::load_average().filter(|load| *load > machine::logical_cores() as f64);
+    let now = Limits::measure(backend, seconds, load.is_some())?;
     note_if_busy(load, &now);
     let limits = match Limits::cached(backend).filter(|_| !forget) {
         Some(older) => now.or_larger(older),
         None => now,
     };
-    let giga = |speed: Speed| speed.best / 1e9;
+    let giga = |limit: Limit| limit.best / 1e9;
     for ((name, now, unit), (_, kept, _)) in
-        now.each().zip(limits.each()).filter(|(now, kept)| now.1 != kept.1)
+        now.each().zip(limits.each()).filter(|(now, kept)| now.1.best < kept.1.best)
     {
         note(format_args!(
             "note: {name}: {:.1} {unit} of an earlier time are kept, {:.1} were reached now (--forget begins anew)",
@@ -84,10 +84,10 @@ pub fn measured(backend: &CpuBackend, seconds: f64, forget: bool) -> Result<Limi
     Ok(limits)
 }
 
-/// Says so where others took a part of the machine while it was measured.
+/// Says so where others took a part of the machine while it was measured; `load` is that of a busy one.
 fn note_if_busy(load: Option<f64>, limits: &Limits) {
     let cores = machine::logical_cores();
-    if let Some(load) = load.filter(|load| *load > cores as f64) {
+    if let Some(load) = load {
         note(format_args!("note: the machine is busy: its load is {load:.1} on {cores} hardware threads"));
     }
     let unsteady = limits.unsteady();
@@ -179,9 +179,10 @@ fn as_text(backend: &CpuBackend, limits: Option<Limits>, gpus: &[GpuInfo]) -> St
                 backend.threads(),
                 backend.level()
             ));
-            for (what, speed, unit) in limits.each() {
-                let (best, median) = (speed.best / 1e9, speed.median / 1e9);
-                lines.push(format!("  {what:<13} {best:8.1} ({median:.1}) {unit}"));
+            for (what, limit, unit) in limits.each() {
+                let (best, median) = (limit.best / 1e9, limit.median / 1e9);
+                let busy = if limit.busy { ", measured on a busy machine" } else { "" };
+                lines.push(format!("  {what:<13} {best:8.1} ({median:.1}) {unit}{busy}"));
             }
         }
         None => lines.push("limits not measured; `exotherm devices --measure` does it".into()),

@@ -1,6 +1,6 @@
 //! `exotherm selfcheck`: is what this machine computes right?
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use exotherm_engine::selfcheck::{Divergence, Missed, Report, Tolerance, compare_text, selfcheck};
 use exotherm_engine::{EngineConfig, Evaluator};
 use exotherm_kernels::reference::{ReferenceBackend, ReferenceWith};
@@ -8,6 +8,7 @@ use exotherm_kernels::rounding::Rounding;
 use exotherm_kernels::{Activations, Backend, KvType, Program};
 use exotherm_models::Model;
 use exotherm_tokenizer::{Specials, Tokenizer, TokenizerError};
+use exotherm_weights::store::DEFAULT_MODEL;
 use serde_json::{Value, json};
 
 use crate::Context;
@@ -28,7 +29,7 @@ use crate::output::{self, UsageError, note};
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// A known name, a path or hf:org/repo[/file]
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", default_value = DEFAULT_MODEL)]
     model: String,
     /// Tokens of the longer text, in windows of at most 1,024, each from an empty context
     #[arg(long, value_name = "N", default_value_t = 3072, value_parser = positive)]
@@ -47,7 +48,7 @@ pub struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  exotherm selfcheck smollm2
+  exotherm selfcheck
   exotherm selfcheck large.gguf --tokens 256
   exotherm selfcheck smollm2 --backend gpu
   exotherm selfcheck ./folder --kv-type f16 --quantize q8_0 --json";
@@ -263,7 +264,10 @@ fn tokens(tokenizer: Option<&Tokenizer>, program: &Program, text: &str, most: us
     let most = most.max(1);
     let mut tokens = match tokenizer.map(|tokenizer| tokenizer.encode(text, Specials::ADD)) {
         Some(Ok(tokens)) => tokens,
-        Some(Err(TokenizerError::Unencodable { .. })) | None => model::spread_ids(program.vocab(), most),
+        Some(Err(TokenizerError::Unencodable { .. })) | None => {
+            ensure!(model::has_room_for(most), "no room for {most} tokens; a smaller --tokens needs less");
+            model::spread_ids(program.vocab(), most)
+        }
         Some(Err(error)) => return Err(error.into()),
     };
     tokens.truncate(most);

@@ -5,14 +5,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use clap::value_parser;
 use exotherm_engine::{EngineConfig, EngineHandle, MemoryPlan};
 use exotherm_kernels::{Backend, KvType, Program};
 use exotherm_server::{Config, Facts, ServedModel, Server};
 use exotherm_weights::store::DEFAULT_MODEL;
 
 use crate::Context;
-use crate::args::{ComputeArgs, QuantizeArg, bytes, kv_types, positive};
+use crate::args::{ComputeArgs, QuantizeArg, bytes, kv_types, positive, whole, whole_seconds};
 use crate::machine;
 use crate::model::{self, LoadTimes};
 use crate::output::{self, UsageError, note};
@@ -51,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = EngineConfig::SERVING_SEQS, value_parser = positive)]
     max_seqs: usize,
     /// Requests that may wait beside those that run; more are sent away
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole::<usize>)]
     queue: usize,
     /// Memory that a model may take in all (6G, 800M): less cache, and fewer requests at a time when they are long
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
@@ -69,10 +68,10 @@ pub struct Args {
     #[arg(long)]
     lenient: bool,
     /// Seconds after which an answer is cut off [default: never]
-    #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=DAY))]
+    #[arg(long, value_name = "SECONDS", value_parser = whole_seconds(1..=DAY))]
     timeout: Option<u64>,
     /// Seconds in which requests may finish when the server is told to stop
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(..=DAY))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = whole_seconds(0..=DAY))]
     drain: u64,
     /// Send a span of each request to this collector of OpenTelemetry's (OTLP over HTTP: http://localhost:4318)
     /// [env: OTEL_EXPORTER_OTLP_ENDPOINT] [needs the cargo feature `otlp`]

@@ -370,7 +370,10 @@ unsafe fn used_rows<'a>(program: &Program, memory: &'a Memory, buf: Buf, rows: u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::KvType;
+    use crate::conformance::programs::{Kind, draw};
     use crate::conformance::{OPS, check_op};
+    use crate::ops::Op;
 
     /// The suite outside runs at the best level alone.
     #[test]
@@ -378,6 +381,43 @@ mod tests {
         for level in Level::available().chain([Level::ScalarPairs(simd::Scalar)]) {
             let backend = CpuBackend { level, ..CpuBackend::new(2) };
             OPS.iter().for_each(|op| check_op(&backend, op));
+        }
+    }
+
+    /// Barriers of each of a program's two layers, when a span of `rows` rows begins at `start`. Those of norms after a block,
+    /// which few families have, are left out.
+    fn barriers(program: &Program, start: usize, rows: usize) -> Vec<usize> {
+        let blocks = (start + rows).div_ceil(crate::BLOCK);
+        let limits = Limits { rows, logit_rows: 1, blocks, slots: 1, kv_type: KvType::F16 };
+        let mut packer = Packer::measuring(program, &limits, 2, Activations::Rounded).expect("it fits");
+        let steps = prepare(&mut packer).expect("all ops have steps");
+        let memory =
+            take_memory(program, &limits, &packer.finish().expect("it fits")).expect("there is room");
+        let mut batch = Batch::default();
+        let table: Vec<u32> = (0..blocks as u32).collect();
+        batch.push_span(&vec![0; rows], start as u32, &table, 0);
+        batch.want_logits(0);
+        let cx = Ctx { program, batch: &batch, level: Level::best(), memory: &memory };
+        let of_layers = program.ops().iter().zip(&steps).filter_map(|(op, step)| match op {
+            Op::Embed(_) | Op::RopeTable(_) | Op::Head(_) => None,
+            Op::LinearResidual(op) => Some(step.stages(&cx) - usize::from(op.post_norm.is_some())),
+            _ => Some(step.stages(&cx)),
+        });
+        let of_layers: Vec<usize> = of_layers.collect();
+        of_layers.chunks_exact(of_layers.len() / 2).map(|layer| layer.iter().sum()).collect()
+    }
+
+    /// ARCHITECTURE.md tells these numbers. Many rows are made ready for the products of experts only where those are
+    /// quantized, so the most of many drawn programs counts.
+    #[test]
+    fn barriers_are_few() {
+        for (kind, one, many, deep) in
+            [(Kind::Dense, 6, 10, 11), (Kind::Experts, 8, 13, 14), (Kind::Recurrent, 9, 17, 17)]
+        {
+            let programs: Vec<Program> = (0..40).map(|seed| draw(kind, seed)).collect();
+            let most = |start, rows| programs.iter().flat_map(|p| barriers(p, start, rows)).max();
+            assert!(programs.iter().all(|p| barriers(p, 7, 1) == [one; 2]), "{kind:?}");
+            assert_eq!((most(0, 40), most(300, 40)), (Some(many), Some(deep)), "{kind:?}");
         }
     }
 }

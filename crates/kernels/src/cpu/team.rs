@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle, available_parallelism};
 
-/// How long a lane looks at a counter before it lets others have the processor: some ten microseconds.
+/// How often a lane looks at a counter before it lets others have the processor, with a pause each time. A pause is a few to
+/// well over a hundred cycles, whichever the processor makes of it, so all of them are a few to some tens of microseconds.
 const SPINS: u32 = 1500;
 /// Rounds of yielding with which a worker waits for its next job before it sleeps.
 const YIELDS: u32 = 64;

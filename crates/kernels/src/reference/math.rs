@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::ReferenceBackend;
 use crate::ops::{Activation, Norm, NormKind};
 use crate::program::{Matrix, Program};
 use crate::rounding::{Activations, Rounding, rounded};
@@ -121,9 +122,9 @@ pub(crate) fn linear(
         }
     }
     let outputs: Vec<usize> = rows.clone().collect();
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let work = rows.len() * m.n_in * x.len();
-    let share = if work < 1 << 18 { outputs.len() } else { outputs.len().div_ceil(threads) };
+    let threads = if work < 1 << 18 { 1 } else { ReferenceBackend::threads() };
+    let share = outputs.len().div_ceil(threads);
     let column = |row: usize| -> Vec<f32> {
         let mut weights = vec![0.0f32; m.n_in];
         m.decode_row(row, &mut weights);

@@ -20,6 +20,13 @@ pub(crate) use math::{activate, gated, normalized, sigmoid, soft_capped};
 
 pub struct ReferenceBackend;
 
+impl ReferenceBackend {
+    /// Threads that share out the larger products.
+    pub fn threads() -> usize {
+        std::thread::available_parallelism().map_or(1, |n| n.get())
+    }
+}
+
 /// The same arithmetic on activations that are rounded as another backend rounds them.
 pub struct ReferenceWith(pub Activations);
 

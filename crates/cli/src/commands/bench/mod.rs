@@ -4,16 +4,16 @@ mod split;
 
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, bail, ensure};
-use exotherm_engine::{Engine, EngineError, Request};
+use anyhow::{Result, bail, ensure};
+use exotherm_engine::{Engine, Request};
 use exotherm_kernels::profile::{Part, parts};
-use exotherm_kernels::{BLOCK, Backend, BackendError, KvType, Program};
+use exotherm_kernels::{BLOCK, Backend, KvType, Program};
 use exotherm_models::{Model, ModelInfo};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use crate::Context;
-use crate::args::{ComputeArgs, Numbers, QuantizeArg, kv_types, positive};
+use crate::args::{ComputeArgs, Numbers, QuantizeArg, kv_types, positive, whole};
 use crate::model;
 use crate::output;
 
@@ -37,10 +37,10 @@ pub struct Args {
     #[arg(value_name = "MODEL")]
     model: String,
     /// Tokens of the prompt; 0: leave this test out
-    #[arg(short = 'p', long = "prompt", value_name = "N", default_value_t = 512)]
+    #[arg(short = 'p', long = "prompt", value_name = "N", default_value_t = 512, value_parser = whole::<usize>)]
     prompt: usize,
     /// Tokens to write; 0: leave this test out
-    #[arg(short = 'n', long = "generate", value_name = "N", default_value_t = 128)]
+    #[arg(short = 'n', long = "generate", value_name = "N", default_value_t = 128, value_parser = whole::<usize>)]
     generate: usize,
     /// Sequences that write at a time; several numbers: a test for each [default: 1]
     #[arg(short = 'b', long, value_name = "N,...", value_parser = batches)]
@@ -202,13 +202,7 @@ fn engine(args: &Args, model: &Model, tests: &[Test], backend: &dyn Backend) -> 
     }
     model::note_if_untrained(&model.program, &model.info, ctx, "the tests reach");
     let config = model::measured_config(ctx, batch, args.kv_type);
-    let engine = Engine::new(&model.program, backend, config);
-    engine.map_err(|error| match error {
-        EngineError::Memory { .. } | EngineError::Backend(BackendError::Memory { .. }) => anyhow!(
-            "no room for {batch} sequences of {ctx} tokens; smaller -p, -n, --batch and --depth need less"
-        ),
-        other => other.into(),
-    })
+    model::measuring_engine(&model.program, backend, config, "-p, -n, --batch and --depth")
 }
 
 struct Bench<'a> {
@@ -318,10 +312,10 @@ impl Bench<'_> {
 /// Counts of sequences, 1 to 1,024 each.
 fn batches(text: &str) -> Result<Numbers<usize>, String> {
     const MOST: usize = 1024;
-    let numbers: Numbers<usize> = text.parse()?;
-    match numbers.0.iter().find(|&&n| !(1..=MOST).contains(&n)) {
-        Some(n) => Err(format!("{n} sequences cannot be; 1 to {MOST} are expected")),
-        None => Ok(numbers),
+    let numbers: Result<Numbers<usize>, String> = text.parse();
+    match numbers {
+        Ok(numbers) if numbers.0.iter().all(|n| (1..=MOST).contains(n)) => Ok(numbers),
+        _ => Err(format!("whole numbers from 1 to {MOST} with commas between them are expected: 1,4,16")),
     }
 }
 

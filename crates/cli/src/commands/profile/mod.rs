@@ -3,14 +3,14 @@
 mod phase;
 mod report;
 
-use anyhow::{Result, anyhow, bail};
-use exotherm_engine::{Engine, EngineError};
+use anyhow::{Result, bail};
+use exotherm_engine::Engine;
 use exotherm_kernels::cpu::{CpuBackend, Speed};
 use exotherm_kernels::profile::WorkCounter;
-use exotherm_kernels::{Backend, BackendError, KvType};
+use exotherm_kernels::{Backend, KvType};
 use exotherm_models::Model;
 
-use crate::args::{BackendKind, ComputeArgs, QuantizeArg, kv_types, positive};
+use crate::args::{BackendKind, ComputeArgs, QuantizeArg, kv_types, positive, whole};
 use crate::commands::devices;
 use crate::limits::{self, Limits, SECONDS};
 use crate::output::note;
@@ -44,10 +44,10 @@ pub struct Args {
     #[arg(value_name = "MODEL")]
     model: String,
     /// Tokens of the prompt; 0: leave this phase out
-    #[arg(short = 'p', long = "prompt", value_name = "N", default_value_t = 512)]
+    #[arg(short = 'p', long = "prompt", value_name = "N", default_value_t = 512, value_parser = whole::<usize>)]
     prompt: usize,
     /// Tokens to write; 0: leave this phase out
-    #[arg(short = 'n', long = "generate", value_name = "N", default_value_t = 64)]
+    #[arg(short = 'n', long = "generate", value_name = "N", default_value_t = 64, value_parser = whole::<usize>)]
     generate: usize,
     /// Sequences that read and write together
     #[arg(short = 'b', long, value_name = "N", default_value_t = 1, value_parser = positive)]
@@ -137,6 +137,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
         machine.after = limits::read_speed(&machine.backend, BRIEFLY)?;
     }
     let report = Report { args, info: &model.info, program: &program, machine, phases, work, weight_bytes };
+    if let Some(doubt) = report.doubt() {
+        note(doubt);
+    }
     match args.json {
         true => output::json(&report.as_json()),
         false => output::text(report.as_text()),
@@ -152,15 +155,7 @@ fn engine(args: &Args, model: &Model, backend: &dyn Backend) -> Result<Engine> {
     }
     model::note_if_untrained(program, &model.info, ctx, "the profile reaches");
     let config = model::measured_config(ctx, args.batch, args.kv_type);
-    Engine::new(program, backend, config).map_err(|error| match error {
-        EngineError::Memory { .. } | EngineError::Backend(BackendError::Memory { .. }) => {
-            anyhow!(
-                "no room for {} sequences of {ctx} tokens; smaller -p, -n and --batch need less",
-                args.batch
-            )
-        }
-        other => other.into(),
-    })
+    model::measuring_engine(program, backend, config, "-p, -n and --batch")
 }
 
 /// Of each phase the run of median length.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::phase::Phase;
 use super::{Args, Machine};
+use crate::limits::{Limit, Limits};
 
 /// Below this share of both limits it is not they that hold an op up.
 const NEAR: f64 = 1.0 / 3.0;
@@ -170,6 +171,30 @@ impl Report<'_> {
             phase.tokens as f64 / seconds,
             aligned(&cells),
         )
+    }
+
+    /// What is to be said where shares rest on limits that were measured while the machine was busy. The speed of memory is
+    /// that of now.
+    pub fn doubt(&self) -> Option<String> {
+        let machine = self.machine.as_ref()?;
+        let mut all = Work::default();
+        self.phases.iter().flat_map(|phase| self.ops(phase)).for_each(|row| all += row.work);
+        let Limits { integer, pair, float, .. } = machine.limits;
+        let units = [
+            ("integers", Some(integer), all.integer_ops),
+            ("pairs of BF16", pair, all.pair_ops),
+            ("floats", Some(float), all.float_ops),
+        ];
+        let busy = |(_, limit, ops): &(_, Option<Limit>, u64)| *ops > 0 && limit.is_some_and(|l| l.busy);
+        let names: Vec<&str> = units.into_iter().filter(busy).map(|(name, ..)| name).collect();
+        let (threads, level) = (machine.backend.threads(), machine.backend.level());
+        (!names.is_empty()).then(|| {
+            format!(
+                "note: {}: measured on a busy machine; the limit may be higher and the shares lower (`exotherm devices \
+                 --measure --forget --threads {threads} --isa {level}` on an idle one begins anew)",
+                names.join(", ")
+            )
+        })
     }
 
     /// Seconds that the rows take at least.

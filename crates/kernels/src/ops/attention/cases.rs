@@ -55,10 +55,13 @@ pub(crate) fn cases() -> Vec<Case> {
         }
         cases.push(case(shape, How { soft_cap: Some(2.0), ..PLAIN }, BATCHES[2]));
         cases.push(case(shape, How { soft_cap: Some(50.0), window: Some(9), ..PLAIN }, BATCHES[1]));
-        for pieces in [BATCHES[1], BATCHES[3]] {
-            cases.push(extreme(shape, 1e4, false, pieces));
-            cases.push(extreme(shape, -1e4, false, pieces));
-            cases.push(extreme(shape, 1e4, true, pieces));
+        // A row, whose few queries read the cache as it is stored, and tiles of many, for which f16 is made f32 first.
+        for (pieces, kv_type) in
+            [BATCHES[1], BATCHES[3]].into_iter().flat_map(|p| [(p, KvType::F32), (p, KvType::F16)])
+        {
+            cases.push(extreme(shape, 1e4, false, pieces, kv_type));
+            cases.push(extreme(shape, -1e4, false, pieces, kv_type));
+            cases.push(extreme(shape, 1e4, true, pieces, kv_type));
         }
     }
     cases
@@ -87,9 +90,9 @@ fn case(shape: Shape, how: How, pieces: &[Piece]) -> Case {
 
 /// Scores around `score`: of either sign, or, where `level`, the same for every position, so that the result is the
 /// mean of the values. An exponential that is not taken relative to the largest score overflows or vanishes.
-fn extreme(shape: Shape, score: f32, level: bool, pieces: &[Piece]) -> Case {
+fn extreme(shape: Shape, score: f32, level: bool, pieces: &[Piece], kv_type: KvType) -> Case {
     let Shape { heads, kv_heads, dim } = shape;
-    let mut case = OneOp::with_steps(dim as u64, KvType::F32, vec![pieces.to_vec()]);
+    let mut case = OneOp::with_steps(dim as u64, kv_type, vec![pieces.to_vec()]);
     let width = (heads + 2 * kv_heads) * dim;
     let qkv = case.builder.buffer("input", width);
     case.fill_each_step(crate::Place::Buffer(qkv), |numbers, rows| numbers.around(rows * width, 10.0, 1.0));
@@ -104,7 +107,11 @@ fn extreme(shape: Shape, score: f32, level: bool, pieces: &[Piece]) -> Case {
     let out = case.output(heads * dim);
     let scale = score / (10.0 * dim as f32);
     let op = Attention { qkv, heads, scale, window: None, soft_cap: None, sinks: None, kv, out };
-    let name = format!("extreme-{heads}:{kv_heads}x{dim}-{score}-level{level}-{}pieces", pieces.len());
+    let name = format!(
+        "extreme-{heads}:{kv_heads}x{dim}-{score}-level{level}-{}-{}pieces",
+        kv_type.name(),
+        pieces.len()
+    );
     // The largest scores lie further apart than their rounding error (1e4 · 2⁻²⁴ · √dim, under 0.01), yet a close
     // pair may turn that error into as large a share of the values.
     case.case(name, op, if level { Tolerance::sum(64, 1.0) } else { Tolerance { abs: 0.01, rel: 0.0 } })
