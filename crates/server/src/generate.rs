@@ -20,6 +20,9 @@ use crate::params::Params;
 /// its request is cancelled.
 const MOST_UNREAD: usize = 4_096;
 
+/// Tokens of a request that may wait however much memory others take.
+const FEW_UNREAD: usize = 64;
+
 pub struct Prompt {
     pub ids: Vec<u32>,
     /// The prompt as text, where the answer is to begin with it.
@@ -104,13 +107,15 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// `None` where there is no memory left for more. What a reply that is told as a whole takes has been counted.
-    fn new(choice: usize, update: Update, room: Option<&Share>) -> Option<Waiting> {
-        let mut share = None;
-        if let (Update::Token { logprobs: Some(logprobs), .. }, Some(room)) = (&update, room) {
+    /// `None` where so many wait for the same request that there is no memory left for more. What a reply that is told as a
+    /// whole takes has been counted.
+    fn new(choice: usize, update: Update, others: usize, room: Option<&Share>) -> Option<Waiting> {
+        let mut share = room.map(Share::another);
+        if let (Update::Token { logprobs: Some(logprobs), .. }, Some(share)) = (&update, &mut share) {
             let top = logprobs.top.len() * size_of::<TokenLogprob>();
-            let own: &mut Share = share.insert(room.another());
-            own.grow(size_of::<Waiting>() + size_of::<TokenLogprobs>() + top).ok()?;
+            let bytes = size_of::<Waiting>() + size_of::<TokenLogprobs>() + top;
+            // Who reads is not cut off because others do not.
+            if others < FEW_UNREAD { share.set(bytes) } else { share.grow(bytes).ok()? }
         }
         Some(Waiting { choice, update, _share: share })
     }
@@ -132,9 +137,10 @@ impl Running {
         let overrun = Arc::<AtomicBool>::default();
         let listener = |i: usize| -> Listener {
             let (tell, overrun) = (tell.clone(), Arc::clone(&overrun));
-            let room = params.stream.then(|| room.another());
+            let room = params.logprobs.filter(|_| params.stream).map(|_| room.another());
             Box::new(move |update| {
-                let sent = match Waiting::new(i, update, room.as_ref()) {
+                let others = tell.max_capacity() - tell.capacity();
+                let sent = match Waiting::new(i, update, others, room.as_ref()) {
                     Some(waiting) => tell.try_send(waiting).map_err(|e| matches!(e, TrySendError::Full(_))),
                     None => Err(true),
                 };
@@ -229,7 +235,7 @@ pub fn most_logged(params: &Params, prompts: &[Prompt]) -> Result<usize, ApiErro
     }
     let message = format!(
         "logprobs would tell up to {logged} numbers at once, the most is {MOST_LOGGED}; fewer of them, a smaller \
-         max_tokens or n, or \"stream\": true help, and fewer prompts where they are told, too"
+         max_tokens or n, or \"stream\": true help, and less of a prompt where it is told, too"
     );
     Err(ApiError::param("logprobs", "invalid_value", message))
 }

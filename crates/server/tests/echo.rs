@@ -115,7 +115,7 @@ fn a_stream_begins_with_the_echo_and_what_is_told_of_it() {
                 let told = chunks().filter_map(|c| c["logprobs"][name].as_array()).flatten();
                 assert!(told.eq(list(choice, name)), "{name}");
             }
-            assert_eq!(chunks().last().expect("the end")["finish_reason"], "length");
+            assert_eq!(chunks().next_back().expect("the end")["finish_reason"], "length");
         }
     }
     served.settle();
