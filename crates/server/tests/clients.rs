@@ -120,9 +120,9 @@ fn what_has_piled_up_is_sent_in_pieces() {
 fn what_is_not_read_of_log_probabilities_is_counted() {
     let config = Config { max_bodies_bytes: 200_000, ..Config::default() };
     let served = Served::with(Setup { config, ..Setup::default() });
-    let mut asleep = narrow(&served);
+    let mut asleep = served.connect();
     let body = json!({
-        "messages": [user("hello")], "ignore_eos": true, "stream": true, "n": 24, "logprobs": true, "top_logprobs": 20
+        "messages": [user("hello")], "ignore_eos": true, "stream": true, "n": 32, "logprobs": true, "top_logprobs": 20
     });
     asleep.write_all(&request("POST", CHAT, &[], body.to_string().as_bytes())).expect("it is read");
     let (begin, mut most) = (Instant::now(), 0.0);
@@ -132,7 +132,6 @@ fn what_is_not_read_of_log_probabilities_is_counted() {
     }
     assert!(most > 20_000.0 && most <= 200_000.0, "{most}");
     served.settle();
-    widen(&asleep);
     let mut bytes = Vec::new();
     asleep.read_to_end(&mut bytes).expect("an orderly end");
     assert!(String::from_utf8_lossy(&bytes).contains("client_too_slow"));
