@@ -95,6 +95,8 @@ impl Running<'_> {
                 let text = self.matcher.push(&text);
                 self.show(&text, show)
             }
+            // Nobody asks for it here.
+            Event::Prompt { .. } => Ok(()),
             Event::Finished { fault: Some(ref fault), .. } => bail!("{fault}"),
             Event::Finished { reason, stats, .. } => {
                 self.finished = Some(reason);

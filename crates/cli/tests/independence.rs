@@ -45,16 +45,20 @@ fn request(numbers: &mut Numbers, vocab: usize) -> Request {
     };
     let n = if numbers.below(4) == 0 { 2 } else { 1 };
     let logprobs = [None, Some(0), Some(5), Some(20)][numbers.below(4)];
-    Request { sampling, n, logprobs, ..Request::new(prompt, 1 + numbers.below(16)) }
+    let prompt_logprobs = [None, None, None, Some(4)][numbers.below(4)];
+    Request { sampling, n, logprobs, prompt_logprobs, ..Request::new(prompt, 1 + numbers.below(16)) }
 }
 
-/// A token, and the log-probabilities that were told with it.
-type Said = (RequestId, u32, Option<Box<TokenLogprobs>>);
+/// A token, `None` for those of the prompt, and the log-probabilities that were told with it.
+type Said = (RequestId, Option<u32>, Vec<TokenLogprobs>);
 
 fn step(engine: &mut Engine, said: &mut Vec<Said>) {
     for event in engine.step().expect("it runs") {
         match event {
-            Event::Token { id, token, logprobs, .. } => said.push((*id, *token, logprobs.clone())),
+            Event::Prompt { id, logprobs } => said.push((*id, None, logprobs.to_vec())),
+            Event::Token { id, token, logprobs, .. } => {
+                said.push((*id, Some(*token), logprobs.iter().map(|told| (**told).clone()).collect()));
+            }
             Event::Finished { reason, .. } => assert_eq!(*reason, FinishReason::Length),
         }
     }
@@ -74,7 +78,7 @@ fn check(name: &str, program: &Program, crowd: Crowd, kv_type: KvType, seed: u64
     let backend = CpuBackend::new(1);
     let mut numbers = Numbers(seed);
     let (max_seqs, blocks, chunk, requests, pause) = match crowd {
-        Crowd::Few => (2 + numbers.below(4), CTX / BLOCK + numbers.below(4), 1 + numbers.below(30), 20, 8),
+        Crowd::Few => (2 + numbers.below(4), CTX / BLOCK + numbers.below(3), 1 + numbers.below(30), 20, 6),
         Crowd::Sixteen => (16, 16 * CTX / BLOCK, 60 + numbers.below(60), 40, 2),
     };
     let config = EngineConfig {
@@ -102,7 +106,7 @@ fn check(name: &str, program: &Program, crowd: Crowd, kv_type: KvType, seed: u64
     }
     assert_eq!(engine.audit(), Ok(()));
     assert!(matches!(crowd, Crowd::Few) || most == 16, "{name}, seed {seed}: only {most} in a step");
-    let config = EngineConfig { chunk: CTX, kv_type, ..EngineConfig::new(CTX) };
+    let config = EngineConfig { chunk: CTX, logit_rows: CTX, kv_type, ..EngineConfig::new(CTX) };
     let mut lonely = Engine::new(program, &backend, config).expect("it is small");
     for (id, choice, mut request) in asked {
         request.sampling.seed += choice as u64;

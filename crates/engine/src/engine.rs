@@ -55,8 +55,9 @@ impl Engine {
             is_stepping: false,
             plan: None,
             clock: Box::new(Instant::now),
-            sample_rows: Vec::with_capacity(config.max_seqs),
-            sampled: Vec::with_capacity(config.max_seqs),
+            // Several of them may be of the same logits.
+            sample_rows: Vec::with_capacity(limits.logit_rows + config.max_seqs),
+            sampled: Vec::with_capacity(limits.logit_rows + config.max_seqs),
             embedder: Embedder::new(program),
             times: StepTimes::default(),
             events: Vec::with_capacity(2 * config.max_seqs),
@@ -104,6 +105,11 @@ impl Engine {
         }
         self.is_stepping = false;
         Ok(&self.events)
+    }
+
+    /// What the last step told, once more.
+    pub(crate) fn events(&self) -> &[Event] {
+        &self.events
     }
 
     /// Runs the plan and chooses its tokens.
@@ -255,7 +261,15 @@ mod tests {
         let (sampling, tokens) = (Sampling::default(), vec![1, 2, 3]);
         let (prompt, output) = tokens.split_at(2);
         let mut rows = Vec::with_capacity(7);
-        rows.push(SampleRow { logits: 0, sampling: &sampling, prompt, output, position: 3, logprobs: None });
+        rows.push(SampleRow {
+            logits: 0,
+            sampling: &sampling,
+            prompt,
+            output,
+            position: 3,
+            logprobs: None,
+            given: None,
+        });
         let (at, capacity) = (rows.as_ptr() as usize, rows.capacity());
         let again: Vec<SampleRow<'static>> = recycled(rows);
         assert_eq!((again.as_ptr() as usize, again.capacity(), again.len()), (at, capacity, 0));

@@ -9,8 +9,6 @@ use crate::config::MemoryPlan;
 pub enum EngineError {
     #[error("the prompt is empty")]
     EmptyPrompt,
-    #[error("max_tokens is 0: there is nothing to generate")]
-    NothingToGenerate,
     #[error(
         "a prompt of {prompt} tokens and {max_tokens} tokens to generate need a context of {}, it is {ctx}; \
          a larger --ctx, a shorter prompt or fewer --max-tokens help",

@@ -13,12 +13,15 @@ use crate::error::EngineError;
 #[derive(Clone, Debug)]
 pub struct Request {
     pub prompt: Vec<u32>,
-    /// At most so many tokens are generated; the prompt and they must fit into the context.
+    /// At most so many tokens are generated; the prompt and they must fit into the context. 0: the prompt is run and that
+    /// is all.
     pub max_tokens: usize,
     pub sampling: Sampling,
     /// Asks for the log-probabilities of every token of the answer and of so many of the likeliest in its place,
     /// `sampling::MAX_LOGPROBS` at most.
     pub logprobs: Option<u8>,
+    /// The same for the tokens of the prompt after the first, each given those before it.
+    pub prompt_logprobs: Option<u8>,
     /// A token of these ends the request and is not emitted.
     pub stop_tokens: Vec<u32>,
     /// Answers to be made of the same prompt, each a request of its own; the seed of each is one more than the one's
@@ -40,6 +43,7 @@ impl Request {
             max_tokens,
             sampling: Sampling::default(),
             logprobs: None,
+            prompt_logprobs: None,
             stop_tokens: Vec::new(),
             n: 1,
             priority: 0,
@@ -54,23 +58,23 @@ impl Request {
         if prompt == 0 {
             return Err(EngineError::EmptyPrompt);
         }
-        if max_tokens == 0 {
-            return Err(EngineError::NothingToGenerate);
-        }
-        // What comes after a text that is embedded is never run.
-        let room = if self.embedding.is_some() { ctx.saturating_add(1) } else { ctx };
-        if prompt.checked_add(max_tokens).is_none_or(|total| total > room) {
+        if prompt.checked_add(max_tokens).is_none_or(|total| total > ctx) {
             return Err(EngineError::TooLong { prompt, max_tokens, ctx });
         }
         check_tokens(&self.prompt, vocab)?;
         self.sampling.check()?;
         self.sampling.check_tokens(vocab)?;
-        match self.logprobs {
+        match self.logprobs.max(self.prompt_logprobs) {
             Some(asked) if usize::from(asked) > MAX_LOGPROBS => {
                 Err(EngineError::Logprobs { asked, most: MAX_LOGPROBS })
             }
             _ => Ok(()),
         }
+    }
+
+    /// Positions that are run at most: the last token that is generated never is.
+    pub(crate) fn most_positions(&self) -> usize {
+        self.prompt.len() + self.max_tokens.saturating_sub(1)
     }
 }
 
@@ -100,6 +104,9 @@ impl fmt::Display for RequestId {
 
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
+    /// How likely each token of the prompt after the first was, where the request asked for it. Told once, when the whole
+    /// prompt was read.
+    Prompt { id: RequestId, logprobs: Arc<Vec<TokenLogprobs>> },
     /// Token number `index` of the answer.
     Token {
         id: RequestId,
@@ -122,7 +129,7 @@ impl Event {
     pub fn fault(&self) -> Option<&str> {
         match self {
             Event::Finished { fault, .. } => fault.as_deref(),
-            Event::Token { .. } => None,
+            Event::Prompt { .. } | Event::Token { .. } => None,
         }
     }
 }
@@ -137,9 +144,9 @@ pub struct TokenLogprobs {
 }
 
 impl TokenLogprobs {
-    pub(crate) fn of(sampled: &Sampled) -> Option<Box<TokenLogprobs>> {
+    pub(crate) fn of(sampled: &Sampled) -> Option<TokenLogprobs> {
         let logprobs = sampled.logprobs?;
-        Some(Box::new(TokenLogprobs { logprob: logprobs.logprob, top: logprobs.top().to_vec() }))
+        Some(TokenLogprobs { logprob: logprobs.logprob, top: logprobs.top().to_vec() })
     }
 }
 
@@ -169,7 +176,7 @@ pub struct RequestStats {
     pub preemptions: usize,
     /// From submission to the first step.
     pub queued: Duration,
-    /// From the first step to the first generated token.
+    /// From the first step to the first generated token, or to the end of the prompt where none is.
     pub prompt_time: Duration,
     /// From the first generated token to the end.
     pub decode_time: Duration,

@@ -8,7 +8,7 @@ use exotherm_kernels::{BLOCK, Sampling};
 use crate::blocks::PrefixId;
 use crate::embedding::Embedding;
 use crate::prefix::{Beginning, Chain, Digest};
-use crate::request::{FinishReason, Request, RequestId, RequestStats};
+use crate::request::{FinishReason, Request, RequestId, RequestStats, TokenLogprobs};
 use crate::snapshots::SnapshotId;
 
 /// Tokens for which an answer has room from the start.
@@ -34,6 +34,10 @@ pub(crate) struct Sequence {
     pub blocks: Vec<u32>,
     pub sampling: Sampling,
     pub logprobs: Option<u8>,
+    /// What is asked for of the prompt's tokens, and what is known of it: of those after the first, in their order. Other
+    /// choices of the same prompt have the same, and who begins anew goes on with it.
+    pub prompt_logprobs: Option<u8>,
+    pub prompt_log: Arc<Vec<TokenLogprobs>>,
     pub embedding: Option<Arc<Embedding>>,
     pub deadline: Option<Instant>,
     /// The choice of the same prompt that is run first; this one waits until it can begin where that one is.
@@ -50,6 +54,7 @@ pub(crate) struct Sequence {
     pub is_fork: bool,
     pub preemptions: usize,
     max_tokens: usize,
+    most_positions: usize,
     stop_tokens: Vec<u32>,
     submitted: Instant,
     first_token: Option<Instant>,
@@ -85,7 +90,7 @@ impl Prefix {
 
 impl Sequence {
     pub fn new(id: RequestId, rank: Rank, request: Request, now: Instant) -> Sequence {
-        let prompt_len = request.prompt.len();
+        let (prompt_len, most_positions) = (request.prompt.len(), request.most_positions());
         let mut tokens = request.prompt;
         tokens.reserve_exact(request.max_tokens.min(FIRST_ROOM));
         Sequence {
@@ -97,6 +102,8 @@ impl Sequence {
             blocks: Vec::new(),
             sampling: request.sampling,
             logprobs: request.logprobs,
+            prompt_logprobs: request.prompt_logprobs,
+            prompt_log: Arc::default(),
             embedding: request.embedding,
             deadline: request.deadline,
             leader: None,
@@ -108,6 +115,7 @@ impl Sequence {
             is_fork: false,
             preemptions: 0,
             max_tokens: request.max_tokens,
+            most_positions,
             stop_tokens: request.stop_tokens,
             submitted: now,
             first_token: None,
@@ -127,9 +135,29 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
-    /// Positions that it needs before it has `more` tokens more; the last token of all is never run.
+    /// Positions that it needs before it has `more` tokens more.
     pub fn needs(&self, more: usize) -> usize {
-        (self.tokens.len() + more).min(self.prompt_len + self.max_tokens - 1)
+        (self.tokens.len() + more).min(self.most_positions)
+    }
+
+    /// The first position whose logits are wanted: those of the last token always are.
+    pub fn wanted_from(&self) -> usize {
+        let logged = self.prompt_log.len();
+        match self.prompt_logprobs {
+            Some(_) if logged + 1 < self.prompt_len => logged,
+            _ => self.tokens.len() - 1,
+        }
+    }
+
+    /// Tokens that need not be run where their state is known. Of an embedding each must, because it is made of what all of
+    /// them come to.
+    pub fn passable(&self) -> usize {
+        if self.embedding.is_some() { 0 } else { self.wanted_from() }
+    }
+
+    /// Whether the logits before this position have been told of, where they were asked for.
+    pub fn is_logged_to(&self, position: usize) -> bool {
+        self.prompt_logprobs.is_none() || position.min(self.prompt_len - 1) <= self.prompt_log.len()
     }
 
     /// The tokens of a full block.
@@ -156,9 +184,12 @@ impl Sequence {
         Beginning { name: self.name(block, chain), digest: self.prefix.digests[block] }
     }
 
-    /// Takes the token that follows; `Some` if it ends the request. A stop token is not kept.
+    /// Takes the token that follows; `Some` if it ends the request. A stop token is not kept, nor one where none is wanted.
     pub fn accept(&mut self, token: u32, now: Instant) -> Option<FinishReason> {
         self.first_token.get_or_insert(now);
+        if self.max_tokens == 0 {
+            return Some(FinishReason::Length);
+        }
         if self.stop_tokens.contains(&token) {
             return Some(FinishReason::Stop(token));
         }

@@ -15,7 +15,7 @@ fn embed(engine: &mut Engine, prompts: &[&[u32]]) -> Vec<Vec<f32>> {
     for prompt in prompts {
         let embedding: Arc<Embedding> = Arc::default();
         made.push(embedding.clone());
-        let request = Request { embedding: Some(embedding), ..greedy(prompt, 1) };
+        let request = Request { embedding: Some(embedding), ..greedy(prompt, 0) };
         engine.submit(request).expect("it fits");
     }
     Heard::default().finish(engine);

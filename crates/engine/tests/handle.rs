@@ -130,9 +130,12 @@ fn refusals_come_at_once_and_take_all_or_none() {
     let handle = handle(3);
     let refused = |request: Request| handle.submit(vec![heard(request).0]).map(drop);
     let too_long = refused(greedy(&[1], CTX));
-    assert!(matches!(too_long, Err(Refusal::Request(EngineError::TooLong { ctx: CTX, .. }))));
+    assert!(matches!(
+        too_long,
+        Err(Refusal::Request { index: 0, error: EngineError::TooLong { ctx: CTX, .. } })
+    ));
     let unknown = refused(greedy(&[common::VOCAB as u32], 1));
-    assert!(matches!(unknown, Err(Refusal::Request(EngineError::Token { .. }))));
+    assert!(matches!(unknown, Err(Refusal::Request { index: 0, error: EngineError::Token { .. } })));
     let four = (0..4).map(|_| heard(greedy(&[1], 60)).0).collect();
     assert!(matches!(handle.submit(four), Err(Refusal::Full { open: 0, most: 3 })));
     assert_eq!(handle.open(), 0);
@@ -284,7 +287,7 @@ fn requests_are_taken_all_or_none_whatever_is_wrong_with_one() {
 fn embeddings_and_choices_are_counted_apart() {
     let handle = handle(16);
     let made: Arc<Embedding> = Arc::default();
-    let (_kept, updates) = submit(&handle, Request { embedding: Some(made.clone()), ..greedy(&[1; 10], 1) });
+    let (_kept, updates) = submit(&handle, Request { embedding: Some(made.clone()), ..greedy(&[1; 10], 0) });
     assert_eq!(to_the_end(&updates).1, FinishReason::Length);
     assert!(made.values().is_some());
     let (listeners, updates): (Vec<_>, Vec<_>) =

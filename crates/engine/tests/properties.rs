@@ -43,11 +43,12 @@ fn request() -> impl Strategy<Value = Request> {
         (0..common as u32).map(|i| (i * i + topic) % VOCAB as u32).chain(own).collect::<Vec<u32>>()
     });
     let n = prop_oneof![4 => Just(1usize), 1 => 2usize..4];
-    let logprobs = prop_oneof![3 => Just(None), 1 => (0u8..21).prop_map(Some)];
-    (prompt, 1usize..16, sampling(), tokens(0..2), n, -2i32..3, logprobs).prop_map(
-        |(prompt, max_tokens, sampling, stop_tokens, n, priority, logprobs)| Request {
+    let logprobs = || prop_oneof![3 => Just(None), 1 => (0u8..21).prop_map(Some)];
+    (prompt, 0usize..16, sampling(), tokens(0..2), n, -2i32..3, (logprobs(), logprobs())).prop_map(
+        |(prompt, max_tokens, sampling, stop_tokens, n, priority, (logprobs, prompt_logprobs))| Request {
             sampling,
             logprobs,
+            prompt_logprobs,
             stop_tokens,
             n,
             priority,
@@ -62,10 +63,11 @@ fn sizes() -> impl Strategy<Value = EngineConfig> {
     let max_seqs = prop_oneof![3 => 1usize..4, 1 => Just(16)];
     let pool = (max_seqs, prop_oneof![Just(None), (4usize..18).prop_map(Some)]);
     let kv_type = prop_oneof![Just(KvType::F16), Just(KvType::F32)];
-    (pool, 1usize..30, 0usize..7, 0usize..3, kv_type).prop_map(
-        |((max_seqs, blocks), chunk, snapshots, stride, kv_type)| {
-            let snapshot_stride = BLOCK * stride;
-            EngineConfig { blocks, snapshots, snapshot_stride, kv_type, ..config(CTX, max_seqs, chunk) }
+    let rows = (1usize..30, 1usize..9);
+    (pool, rows, 0usize..7, 0usize..3, kv_type).prop_map(
+        |((max_seqs, blocks), (chunk, logit_rows), snapshots, stride, kv_type)| {
+            let (snapshot_stride, config) = (BLOCK * stride, config(CTX, max_seqs, chunk));
+            EngineConfig { blocks, logit_rows, snapshots, snapshot_stride, kv_type, ..config }
         },
     )
 }
@@ -142,12 +144,16 @@ fn each_says_what_it_says_alone(
             prop_assert!(engine.books().balance());
         }
         heard.finish(&mut engine);
-        let lonely = EngineConfig { kv_type: sizes.kv_type, ..config(CTX, 1, CTX) };
+        let lonely = EngineConfig { kv_type: sizes.kv_type, logit_rows: CTX, ..config(CTX, 1, CTX) };
         let mut lonely = Engine::new(&program, backend, lonely).expect("it is small");
         for (id, request) in &asked {
-            let (tokens, (alone, logprobs)) = (heard.tokens(*id), heard_alone(&mut lonely, request));
-            prop_assert_eq!(heard.logprobs.get(id).map_or(&[][..], |l| l), &logprobs[..tokens.len()]);
-            let reason = heard.ends[id].0;
+            let (tokens, (own, by_itself)) = (heard.tokens(*id), heard_alone(&mut lonely, request));
+            let (alone, reason) = (by_itself.tokens(own), heard.ends[id].0);
+            let logprobs = |heard: &Heard, id| heard.logprobs.get(&id).cloned().unwrap_or_default();
+            prop_assert_eq!(logprobs(&heard, *id), &logprobs(&by_itself, own)[..tokens.len()]);
+            let (prompt, prompt_alone) = (heard.prompts.get(id), by_itself.prompts.get(&own));
+            prop_assert_eq!(prompt_alone.is_some(), request.prompt_logprobs.is_some());
+            prop_assert!(prompt == prompt_alone || prompt.is_none() && reason == FinishReason::Cancelled);
             match reason {
                 FinishReason::Cancelled => prop_assert_eq!(&tokens[..], &alone[..tokens.len()]),
                 _ => prop_assert_eq!(&tokens, &alone),

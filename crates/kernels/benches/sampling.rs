@@ -48,6 +48,7 @@ fn main() {
                     output: &history[1500..],
                     position: history.len(),
                     logprobs: *logprobs,
+                    given: None,
                 };
                 let asked: Vec<SampleRow> = (0..rows).map(row).collect();
                 let tokens = (rows * vocab) as f64;

@@ -76,7 +76,11 @@ fn steps(executor: &mut dyn Executor, batch: &mut Batch, samplings: &[Sampling],
         executor.run(batch).unwrap();
         for sampling in samplings {
             let (prompt, output, logprobs) = (&[1, 2, 3, 3][..], &[4, 3][..], Some(20));
-            let row = |logits| SampleRow { logits, sampling, prompt, output, position: start, logprobs };
+            let row = |logits| {
+                // The last of several stands there already.
+                let given = (logits == 2).then_some(7);
+                SampleRow { logits, sampling, prompt, output, position: start, logprobs, given }
+            };
             let rows: [SampleRow; SEQUENCES] = std::array::from_fn(row);
             executor.sample(&rows[..sequences], sampled).unwrap();
             assert!(sampled.len() == sequences && sampled.iter().all(|s| s.token.is_some()));

@@ -197,6 +197,28 @@ fn logprobs_are_the_models_own() {
 }
 
 #[test]
+fn a_token_that_is_given_is_told_as_it_is() {
+    let logits = [1.0, -2.0, 3.5, f32::NEG_INFINITY, 0.25];
+    let all = Sampling { repeat_penalty: 1.7, logit_bias: vec![(4, 9.0)], top_k: 1, vocab: 4, ..warm() };
+    let told = |logits: &[f32], given| {
+        sample(logits, &SampleRow { given: Some(given), logprobs: Some(2), ..row(&all, &[0, 2], &[2]) })
+    };
+    for given in 0..3 {
+        let (sampled, own) = (told(&logits, given), log_probability(&logits[..4], given));
+        let logprobs = sampled.logprobs.expect("asked for");
+        assert_eq!(sampled.token, Some(given), "nothing is chosen");
+        assert!((f64::from(logprobs.logprob) - own).abs() < 1e-6, "neither bias nor penalties count");
+        assert_eq!(logprobs.top().iter().map(|t| t.token).collect::<Vec<_>>(), [2, 0]);
+    }
+    // What is impossible, what is outside the vocabulary, and what has no logit at all.
+    for given in [3, 4, 99] {
+        let sampled = told(&logits, given);
+        assert_eq!((sampled.token, sampled.logprobs.map(|l| l.logprob)), (Some(given), Some(f32::MIN)));
+    }
+    assert_eq!(told(&[1.0, f32::NAN, 2.0, 3.0], 0).token, None, "what is no number is told of no token");
+}
+
+#[test]
 fn values_that_mean_nothing_are_refused_by_name() {
     for (name, sampling) in [
         ("temperature", Sampling { temperature: -0.5, ..warm() }),

@@ -20,12 +20,13 @@ struct Wish {
     prompt: Vec<u32>,
     output: Vec<u32>,
     logprobs: Option<u8>,
+    given: Option<u32>,
 }
 
 impl Wish {
     fn row(&self) -> SampleRow<'_> {
         let row = row(&self.sampling, &self.prompt, &self.output);
-        SampleRow { logits: self.logits, logprobs: self.logprobs, ..row }
+        SampleRow { logits: self.logits, logprobs: self.logprobs, given: self.given, ..row }
     }
 }
 
@@ -105,6 +106,8 @@ fn wish(numbers: &mut Numbers, n: usize) -> Wish {
         prompt: tokens(numbers, n),
         output: tokens(numbers, n),
         logprobs: (numbers.below(3) == 0).then(|| numbers.below(MAX_LOGPROBS + 1) as u8),
+        // There may be no logit of it.
+        given: (numbers.below(4) == 0).then(|| numbers.below(n + 2) as u32),
     }
 }
 

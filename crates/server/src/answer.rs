@@ -46,7 +46,7 @@ impl Kind {
 pub struct Job {
     pub params: Params,
     pub kind: Kind,
-    pub prompts: Vec<Prompt>,
+    pub prompts: Arc<[Prompt]>,
     /// Parameters that were left out of account, where that is allowed.
     pub ignored: Vec<String>,
 }
@@ -81,9 +81,10 @@ impl Job {
         Err(ApiError::param(param, "invalid_value", message))
     }
 
-    /// What a choice's text begins with.
+    /// What a choice's text begins with, unless that comes with its log-probabilities.
     pub fn echo(&self, choice: usize) -> &str {
-        &self.prompts[choice / self.params.best_of].echo
+        let echo = &self.prompts[choice / self.params.best_of].echo;
+        if self.params.logs_prompt { "" } else { echo }
     }
 
     /// Makes the answer, or begins to, if it is to come in a stream.
@@ -94,14 +95,18 @@ impl Job {
     ) -> Result<Response<Body>, ApiError> {
         self.check_size()?;
         trace.model(&self.params.model.id);
-        // What a whole reply tells of likelihoods is the only thing that can be large.
+        // What is told at once of likelihoods is the only thing that can be large.
         let mut share = trace.share();
         share.grow(most_logged(&self.params, &self.prompts)?.saturating_mul(LOGGED_BYTES))?;
-        let running = Running::start(&self.params, &self.prompts, self.kind.prompt(), timeout).await?;
+        let (prompts, name) = (Arc::clone(&self.prompts), self.kind.prompt());
+        let running = Running::start(&self.params, prompts, name, timeout, &share).await?;
         let envelope = self.envelope();
         let ignored = self.ignored.clone();
         let response = match self.params.stream {
-            true => stream::response(self, envelope, running, trace),
+            true => {
+                trace.hold(share);
+                stream::response(self, envelope, running, trace)
+            }
             false => {
                 let text = self.whole(&envelope, running, &trace).await?;
                 share.set(text.len());

@@ -39,6 +39,11 @@ impl Share {
         Share { room: Arc::clone(room), bytes: 0 }
     }
 
+    /// One of the same room, with nothing in it.
+    pub fn another(&self) -> Share {
+        Share::new(&self.room)
+    }
+
     pub fn bytes(&self) -> usize {
         self.bytes
     }

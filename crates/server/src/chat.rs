@@ -38,7 +38,7 @@ pub fn read(body: &[u8], models: &Models, lenient: bool) -> Result<Job, ApiError
     leniency.only(&mut fields, "parallel_tool_calls", &[json!(true), json!(false)])?;
     leniency.finish(fields, UNSUPPORTED)?;
     let ids = params.model.encode_chat(&messages)?;
-    let prompts = vec![Prompt { ids, echo: String::new() }];
+    let prompts = [Prompt { ids, echo: String::new() }].into();
     Ok(Job { params, kind: Kind::Chat, prompts, ignored: leniency.ignored })
 }
 

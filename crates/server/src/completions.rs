@@ -23,14 +23,11 @@ pub fn read(body: &[u8], models: &Models, lenient: bool) -> Result<Job, ApiError
     let echo = fields.bool("echo")?.unwrap_or(false);
     params.best_of = best_of(&mut fields, &params)?;
     params.logprobs = fields.count("logprobs", 0, MOST_LOGPROBS)?.map(|top| top as u8);
-    if echo && params.logprobs.is_some() {
-        let message = "log-probabilities of the prompt are not told: logprobs and echo cannot go together";
-        return Err(ApiError::param("logprobs", "unsupported_value", message));
-    }
+    params.logs_prompt = echo && params.logprobs.is_some();
     leniency.finish(fields, UNSUPPORTED)?;
     let most = params.model.handle.most_open();
     let prompts = prompts(prompt, &params.model, echo, PROMPT, most)?;
-    Ok(Job { params, kind: Kind::Completion, prompts, ignored: leniency.ignored })
+    Ok(Job { params, kind: Kind::Completion, prompts: prompts.into(), ignored: leniency.ignored })
 }
 
 /// So many answers are made, and the best `n` of them told.
@@ -90,6 +87,11 @@ pub fn prompts(
         prompts.push(of_tokens(value, model, echo, param)?);
     }
     Ok(prompts)
+}
+
+/// What an entry is called, of so many that a parameter has.
+pub fn entry_name(param: &str, index: usize, count: usize) -> String {
+    if count > 1 { format!("{param}[{index}]") } else { param.to_string() }
 }
 
 /// The text is the model's whole input, so control tokens written out in it count.

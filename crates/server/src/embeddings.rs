@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::sleep;
 
 use crate::body::{Holds, Share};
-use crate::completions::prompts;
+use crate::completions::{entry_name, prompts};
 use crate::error::{ApiError, json_response};
 use crate::fields::Fields;
 use crate::generate::{Prompt, failure};
@@ -133,7 +133,7 @@ impl Job {
                     failure(reason, fault.as_deref()).map_or(Ok(()), Err)?;
                     queued = queued.min(stats.queued);
                 }
-                Update::Accepted | Update::Token { .. } => {}
+                Update::Accepted | Update::Prompt(_) | Update::Token { .. } => {}
             }
         }
         Ok((made, queued))
@@ -161,7 +161,7 @@ impl Job {
                     let embedding = Some(Arc::clone(embedding));
                     let priority = self.priority;
                     let request =
-                        Request { embedding, deadline, priority, ..Request::new(input.ids.clone(), 1) };
+                        Request { embedding, deadline, priority, ..Request::new(input.ids.clone(), 0) };
                     let tell = tell.clone();
                     let listener: Listener = Box::new(move |update| tell.send(update).is_ok());
                     (request, vec![listener])
@@ -170,7 +170,10 @@ impl Job {
                     Ok(tickets) => return Ok(Handed { made, _tickets: tickets, updates }),
                     // Others were faster.
                     Err(Refusal::Full { .. }) if is_begun || count > 1 => {}
-                    Err(refusal) => return Err(ApiError::from_refusal(&refusal, INPUT)),
+                    Err(refusal) => {
+                        let name = |i| entry_name(INPUT, first + i, self.inputs.len());
+                        return Err(ApiError::from_refusal(&refusal, name));
+                    }
                 }
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {

@@ -99,7 +99,7 @@ impl ApiError {
     }
 
     /// What the engine refuses about a request whose prompt stands in the parameter `prompt`.
-    pub fn from_engine(error: &EngineError, prompt: &'static str) -> ApiError {
+    pub fn from_engine(error: &EngineError, prompt: &str) -> ApiError {
         let message = error.to_string();
         let too_long = |message| ApiError::param(prompt, "context_length_exceeded", message);
         match *error {
@@ -114,7 +114,6 @@ impl ApiError {
                 ApiError::param(prompt, "invalid_value", message)
             }
             EngineError::QueueFull { .. } => ApiError::queue_full(message),
-            EngineError::NothingToGenerate => ApiError::param("max_tokens", "invalid_value", message),
             EngineError::Sampling(SamplingError::Value { name, .. }) => {
                 ApiError::param(name, "invalid_value", message)
             }
@@ -128,9 +127,10 @@ impl ApiError {
         }
     }
 
-    pub fn from_refusal(refusal: &Refusal, prompt: &'static str) -> ApiError {
+    /// `prompt` says in which parameter the prompt of one of the requests stood.
+    pub fn from_refusal(refusal: &Refusal, prompt: impl Fn(usize) -> String) -> ApiError {
         match refusal {
-            Refusal::Request(error) => ApiError::from_engine(error, prompt),
+            Refusal::Request { index, error } => ApiError::from_engine(error, &prompt(*index)),
             Refusal::Full { .. } => ApiError::queue_full(refusal.to_string()),
             Refusal::Draining => ApiError::unavailable("shutting_down", refusal.to_string()),
             Refusal::Gone => ApiError::unavailable("engine_stopped", refusal.to_string()),

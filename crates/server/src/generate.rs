@@ -6,18 +6,22 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use exotherm_engine::handle::{Listener, Ticket, Update};
-use exotherm_engine::{FinishReason, Request, RequestStats, TokenLogprobs};
+use exotherm_engine::{FinishReason, Request, RequestStats, TokenLogprob, TokenLogprobs};
 use exotherm_tokenizer::{StopMatcher, Stream, Tokenizer};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, channel};
 
-use crate::body::Holds;
+use crate::body::{Holds, Share};
+use crate::completions::entry_name;
 use crate::error::ApiError;
 use crate::params::Params;
 
 /// Tokens that may wait to be written, for each choice of a request; a client that lets more pile up has gone to sleep, and
 /// its request is cancelled.
 const MOST_UNREAD: usize = 4_096;
+
+/// Tokens of a request that may wait however much memory others take.
+const FEW_UNREAD: usize = 64;
 
 pub struct Prompt {
     pub ids: Vec<u32>,
@@ -68,9 +72,10 @@ pub struct Choice {
 /// A token and how likely it was.
 pub struct Logged {
     pub token: u32,
-    /// Characters of the answer before it.
+    /// Characters before it, of the answer and of the prompt if that is told.
     pub offset: usize,
-    pub logprobs: Box<TokenLogprobs>,
+    /// Nothing is known of a prompt's first token.
+    pub logprobs: Option<Box<TokenLogprobs>>,
 }
 
 /// What came of an update.
@@ -84,21 +89,47 @@ pub struct Progress {
 
 /// A request that the engine works on. Dropping it cancels what is not finished.
 pub struct Running {
-    updates: Receiver<(usize, Update)>,
+    updates: Receiver<Waiting>,
     /// Whether there was no room for more of them.
     overrun: Arc<AtomicBool>,
     pub choices: Vec<Choice>,
+    prompts: Arc<[Prompt]>,
+    tokenizer: Arc<Tokenizer>,
     /// The parameter in which the prompts stood.
     prompt: &'static str,
 }
 
+/// What was said of a choice and not read yet, and its share of the memory that there is for that.
+struct Waiting {
+    choice: usize,
+    update: Update,
+    _share: Option<Share>,
+}
+
+impl Waiting {
+    /// `None` where so many wait for the same request that there is no memory left for more. What a reply that is told as a
+    /// whole takes has been counted.
+    fn new(choice: usize, update: Update, others: usize, room: Option<&Share>) -> Option<Waiting> {
+        let mut share = room.map(Share::another);
+        if let (Update::Token { logprobs: Some(logprobs), .. }, Some(share)) = (&update, &mut share) {
+            let top = logprobs.top.len() * size_of::<TokenLogprob>();
+            let bytes = size_of::<Waiting>() + size_of::<TokenLogprobs>() + top;
+            // Who reads is not cut off because others do not.
+            if others < FEW_UNREAD { share.set(bytes) } else { share.grow(bytes).ok()? }
+        }
+        Some(Waiting { choice, update, _share: share })
+    }
+}
+
 impl Running {
-    /// Hands the prompts to the engine, `n` choices each, and waits until it has taken them.
+    /// Hands the prompts to the engine, `n` choices each, and waits until it has taken them. What a stream has not read takes
+    /// its share of `room`.
     pub async fn start(
         params: &Params,
-        prompts: &[Prompt],
+        prompts: Arc<[Prompt]>,
         prompt: &'static str,
         timeout: Option<Duration>,
+        room: &Share,
     ) -> Result<Running, ApiError> {
         let count = prompts.len().saturating_mul(params.best_of);
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
@@ -106,9 +137,14 @@ impl Running {
         let overrun = Arc::<AtomicBool>::default();
         let listener = |i: usize| -> Listener {
             let (tell, overrun) = (tell.clone(), Arc::clone(&overrun));
+            let room = params.logprobs.filter(|_| params.stream).map(|_| room.another());
             Box::new(move |update| {
-                let sent = tell.try_send((i, update));
-                overrun.fetch_or(matches!(sent, Err(TrySendError::Full(_))), Ordering::AcqRel);
+                let others = tell.max_capacity() - tell.capacity();
+                let sent = match Waiting::new(i, update, others, room.as_ref()) {
+                    Some(waiting) => tell.try_send(waiting).map_err(|e| matches!(e, TrySendError::Full(_))),
+                    None => Err(true),
+                };
+                overrun.fetch_or(sent == Err(true), Ordering::AcqRel);
                 sent.is_ok()
             })
         };
@@ -118,9 +154,11 @@ impl Running {
         };
         let submissions = prompts.iter().enumerate().map(submission).collect();
         let tickets = params.model.submit(submissions);
-        let tickets = tickets.map_err(|refusal| ApiError::from_refusal(&refusal, prompt))?;
+        let name = |i| entry_name(prompt, i, prompts.len());
+        let tickets = tickets.map_err(|refusal| ApiError::from_refusal(&refusal, name))?;
         let choices = tickets.into_iter().map(|ticket| Choice::new(params, ticket)).collect();
-        let mut running = Running { updates, overrun, choices, prompt };
+        let tokenizer = Arc::clone(&params.model.tokenizer);
+        let mut running = Running { updates, overrun, choices, prompts, tokenizer, prompt };
         while !running.choices.iter().all(|choice| choice.is_accepted) {
             running.next().await?;
         }
@@ -151,14 +189,20 @@ impl Running {
         self.updates.try_recv().ok().map(|update| self.take(update))
     }
 
-    fn take(&mut self, (i, update): (usize, Update)) -> Result<Progress, ApiError> {
+    fn take(&mut self, waiting: Waiting) -> Result<Progress, ApiError> {
+        let (i, per_prompt) = (waiting.choice, self.choices.len() / self.prompts.len().max(1));
         let choice = &mut self.choices[i];
-        let text = match update {
+        let text = match waiting.update {
             Update::Accepted => {
                 choice.is_accepted = true;
                 String::new()
             }
             Update::Refused(error) => return Err(ApiError::from_engine(&error, self.prompt)),
+            Update::Prompt(logprobs) => {
+                let prompt = &self.prompts[i / per_prompt];
+                let log = choice.begin_with(&self.tokenizer, prompt, &logprobs);
+                return Ok(Progress { choice: i, text: prompt.echo.clone(), log, finish: None });
+            }
             Update::Token { token, logprobs, .. } => choice.push(token, logprobs)?,
             Update::Finished { reason, stats, fault } => {
                 choice.stats = stats;
@@ -176,18 +220,22 @@ impl Running {
 /// Log-probabilities that a reply may hold which is told as a whole.
 const MOST_LOGGED: usize = 100_000;
 
-/// How many log-probabilities a reply that is told as a whole may hold; refused where they would take more memory than is
-/// planned for.
+/// How many log-probabilities a reply may hold: those of all tokens where it is told as a whole, those of the prompts, if
+/// they are wanted, where it is a stream. Refused where they would take more memory than is planned for.
 pub fn most_logged(params: &Params, prompts: &[Prompt]) -> Result<usize, ApiError> {
-    let Some(top) = params.logprobs.filter(|_| !params.stream) else { return Ok(0) };
-    let tokens = prompts.iter().map(|prompt| most_tokens(params, prompt)).fold(0, usize::saturating_add);
+    let Some(top) = params.logprobs else { return Ok(0) };
+    let logged = |prompt: &Prompt| {
+        let answer = if params.stream { 0 } else { most_tokens(params, prompt) };
+        answer.saturating_add(if params.logs_prompt { prompt.ids.len() } else { 0 })
+    };
+    let tokens = prompts.iter().map(logged).fold(0, usize::saturating_add);
     let logged = tokens.saturating_mul(params.best_of).saturating_mul(usize::from(top) + 1);
     if logged <= MOST_LOGGED {
         return Ok(logged);
     }
     let message = format!(
         "logprobs would tell up to {logged} numbers at once, the most is {MOST_LOGGED}; fewer of them, a smaller \
-         max_tokens or n, or \"stream\": true help"
+         max_tokens or n, or \"stream\": true help, and less of a prompt where it is told, too"
     );
     Err(ApiError::param("logprobs", "invalid_value", message))
 }
@@ -202,6 +250,7 @@ fn request(params: &Params, prompt: &Prompt, deadline: Option<Instant>) -> Reque
         sampling: params.sampling.clone(),
         // The best of several are those whose tokens were the likeliest.
         logprobs: params.logprobs.or((params.best_of > params.n).then_some(0)),
+        prompt_logprobs: params.logprobs.filter(|_| params.logs_prompt),
         stop_tokens: if params.ignore_eos { Vec::new() } else { params.model.stop_tokens.clone() },
         deadline,
         priority: params.priority,
@@ -232,6 +281,20 @@ impl Choice {
         self.logprob_sum / self.tokens.max(1) as f64
     }
 
+    /// The prompt's tokens, where the answer begins with them.
+    fn begin_with(
+        &mut self,
+        tokenizer: &Tokenizer,
+        prompt: &Prompt,
+        logprobs: &[TokenLogprobs],
+    ) -> Vec<Logged> {
+        self.came = prompt.echo.chars().count();
+        self.shown = self.came;
+        let known = std::iter::once(None).chain(logprobs.iter().cloned().map(Box::new).map(Some));
+        let placed = prompt.ids.iter().zip(offsets(tokenizer, prompt)).zip(known);
+        placed.map(|((&token, offset), logprobs)| Logged { token, offset, logprobs }).collect()
+    }
+
     /// The text that can be shown now.
     fn push(&mut self, token: u32, logprobs: Option<Box<TokenLogprobs>>) -> Result<String, ApiError> {
         if self.matcher.stopped() {
@@ -246,7 +309,7 @@ impl Choice {
         if let Some(logprobs) = logprobs {
             self.logprob_sum += f64::from(logprobs.logprob);
             if self.shows_logprobs {
-                self.log.push(Logged { token, offset: self.came, logprobs });
+                self.log.push(Logged { token, offset: self.came, logprobs: Some(logprobs) });
             }
         }
         self.came += text.chars().count();
@@ -290,9 +353,27 @@ impl Choice {
     }
 }
 
+/// Characters of the echo before each of the prompt's tokens.
+fn offsets(tokenizer: &Tokenizer, prompt: &Prompt) -> impl Iterator<Item = usize> {
+    let (mut stream, mut rest, mut offset) = (Stream::new(tokenizer, false), prompt.echo.as_str(), 0);
+    prompt.ids.iter().map(move |&token| {
+        let before = offset;
+        let written = match tokenizer.piece(token).and_then(|piece| std::str::from_utf8(piece).ok()) {
+            // Control tokens are in the text or were put before it.
+            Some(piece) if tokenizer.is_special(token) => rest.starts_with(piece).then(|| piece.to_string()),
+            _ => stream.push(token).ok(),
+        };
+        let mut left = rest.chars();
+        offset += left.by_ref().take(written.unwrap_or_default().chars().count()).count();
+        rest = left.as_str();
+        before
+    })
+}
+
 fn too_slow() -> ApiError {
-    let message =
-        format!("the reply was not read: more than {MOST_UNREAD} tokens of an answer waited to be sent");
+    let message = format!(
+        "the reply was not read: more than {MOST_UNREAD} tokens of an answer waited to be sent, or more than there is memory for"
+    );
     ApiError::new(StatusCode::REQUEST_TIMEOUT, "client_too_slow", message)
 }
 

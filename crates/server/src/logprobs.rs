@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::generate::Logged;
 
-/// What stands for a token that cannot be: JSON has no infinity.
+/// What stands for a token that cannot be, of which the engine says the least number there is: JSON has no infinity.
 const IMPOSSIBLE: f32 = -9999.0;
 
 /// About what a token's log-probability takes in a reply.
@@ -17,10 +17,10 @@ pub const LOGGED_BYTES: usize = 128;
 pub fn of_chat(tokenizer: &Tokenizer, log: &[Logged]) -> String {
     let mut out = String::from(r#"{"content":["#);
     list(&mut out, log, |out, logged| {
-        entry(tokenizer, logged.token, logged.logprobs.logprob, out);
+        entry(tokenizer, logged.token, &logprob(logged), out);
         out.push_str(r#","top_logprobs":["#);
-        list(out, &logged.logprobs.top, |out, top| {
-            entry(tokenizer, top.token, top.logprob, out);
+        list(out, top(logged), |out, top| {
+            entry(tokenizer, top.token, &number(top.logprob), out);
             out.push('}');
         });
         out.push_str("]}");
@@ -29,23 +29,26 @@ pub fn of_chat(tokenizer: &Tokenizer, log: &[Logged]) -> String {
 }
 
 /// A token's entry, still open.
-fn entry(tokenizer: &Tokenizer, token: u32, logprob: f32, out: &mut String) {
+fn entry(tokenizer: &Tokenizer, token: u32, logprob: &Value, out: &mut String) {
     let piece = tokenizer.piece(token).unwrap_or_default();
     let text = Value::from(String::from_utf8_lossy(piece));
     // Bytes are written with commas between them, as JSON has it, too.
-    write(out, format_args!(r#"{{"token":{text},"logprob":{},"bytes":{piece:?}"#, number(logprob)));
+    write(out, format_args!(r#"{{"token":{text},"logprob":{logprob},"bytes":{piece:?}"#));
 }
 
 pub fn of_completion(tokenizer: &Tokenizer, log: &[Logged]) -> String {
     let mut out = String::from(r#"{"tokens":["#);
     list(&mut out, log, |out, logged| write(out, format_args!("{}", name(tokenizer, logged.token))));
     out.push_str(r#"],"token_logprobs":["#);
-    list(&mut out, log, |out, logged| write(out, format_args!("{}", number(logged.logprobs.logprob))));
+    list(&mut out, log, |out, logged| write(out, format_args!("{}", logprob(logged))));
     out.push_str(r#"],"top_logprobs":["#);
     list(&mut out, log, |out, logged| {
+        if logged.logprobs.is_none() {
+            return out.push_str("null");
+        }
         out.push('{');
         let top: Vec<(Value, &TokenLogprob)> =
-            logged.logprobs.top.iter().map(|top| (name(tokenizer, top.token), top)).collect();
+            top(logged).iter().map(|top| (name(tokenizer, top.token), top)).collect();
         // Two tokens may have one text; the likelier one comes first, and a name stands once.
         let first = |i: usize| !top[..i].iter().any(|(name, _)| *name == top[i].0);
         let named: Vec<usize> = (0..top.len()).filter(|&i| first(i)).collect();
@@ -84,6 +87,16 @@ fn name(tokenizer: &Tokenizer, token: u32) -> Value {
     }
 }
 
+/// Of a token, if anything is known of it.
+fn logprob(logged: &Logged) -> Value {
+    logged.logprobs.as_ref().map_or(Value::Null, |known| number(known.logprob))
+}
+
+/// The likeliest in a token's place, as far as they are known.
+fn top(logged: &Logged) -> &[TokenLogprob] {
+    logged.logprobs.as_ref().map_or(&[], |known| &known.top)
+}
+
 fn number(logprob: f32) -> Value {
-    if logprob.is_finite() { logprob.into() } else { IMPOSSIBLE.into() }
+    if logprob > f32::MIN { logprob.into() } else { IMPOSSIBLE.into() }
 }

@@ -95,6 +95,8 @@ pub struct Params {
     pub best_of: usize,
     /// How many of the likeliest tokens are told beside each token; `None`: nothing is told of either.
     pub logprobs: Option<u8>,
+    /// Whether the same is told of the prompt's tokens, with the prompt.
+    pub logs_prompt: bool,
     pub priority: i32,
     pub stream: bool,
     pub include_usage: bool,
@@ -125,6 +127,7 @@ impl Params {
             n,
             best_of: n,
             logprobs: None,
+            logs_prompt: false,
             priority: priority(fields)?,
             stream,
             include_usage,
@@ -191,7 +194,8 @@ fn logit_bias(fields: &mut Fields, vocab: usize) -> Result<Vec<(u32, f32)>, ApiE
 }
 
 fn max_tokens(fields: &mut Fields, ctx: usize, is_chat: bool) -> Result<Option<usize>, ApiError> {
-    let old = fields.count("max_tokens", 1, ctx)?;
+    // A prompt may be all that is wanted; a chat is there for its answer.
+    let old = fields.count("max_tokens", usize::from(is_chat), ctx)?;
     if !is_chat {
         return Ok(Some(old.unwrap_or(COMPLETION_TOKENS)));
     }

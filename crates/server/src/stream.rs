@@ -119,7 +119,8 @@ impl Events {
                 return;
             }
         };
-        if !progress.text.is_empty() {
+        // An echo may be without text.
+        if !progress.text.is_empty() || progress.finish.is_none() && !progress.log.is_empty() {
             self.text(progress.choice, &progress.text, &progress.log, out);
         }
         if let Some(finish) = progress.finish {

@@ -45,6 +45,7 @@ fn parameters_that_are_wrong_are_named() {
         (json!({ "n": 100 }), "n", "invalid_value"),
         (json!({ "max_tokens": 9_223_372_036_854_775_808u64 }), "max_tokens", "invalid_value"),
         (json!({ "max_tokens": 0 }), "max_tokens", "invalid_value"),
+        (json!({ "max_completion_tokens": 0 }), "max_completion_tokens", "invalid_value"),
         (json!({ "max_tokens": 5, "max_completion_tokens": 6 }), "max_tokens", "invalid_value"),
         (json!({ "max_tokens": CTX }), "messages", "context_length_exceeded"),
         (json!({ "seed": "x" }), "seed", "invalid_type"),
@@ -115,6 +116,12 @@ fn requests_stay_within_bounds() {
     }
     let logs = json!({ "n": 24, "logprobs": true, "top_logprobs": 20, "ignore_eos": true });
     served.chat(&logs).fails(400, Some("logprobs"), "invalid_value");
+    // Of prompts it is told at once, in a stream, too; what a stream tells of its answer is not.
+    let logs = json!({
+        "prompt": vec!["x".repeat(CTX); 24], "logprobs": 20, "echo": true, "stream": true, "max_tokens": 0
+    });
+    served.complete(&logs).fails(400, Some("logprobs"), "invalid_value");
+    served.complete(&merged(logs, &json!({ "echo": false }))).events();
     let name = "x".repeat(1000);
     let reply = served.chat(&json!({ &name: 1 }));
     assert!(reply.status == 400 && reply.text().len() < 1000, "{}", reply.text().len());
@@ -133,7 +140,7 @@ fn completions_have_their_own() {
         (json!({ "priority": 0.5 }), "priority", "invalid_type"),
         (json!({ "logprobs": 21 }), "logprobs", "invalid_value"),
         (json!({ "logprobs": true }), "logprobs", "invalid_type"),
-        (json!({ "logprobs": 1, "echo": true }), "logprobs", "unsupported_value"),
+        (json!({ "max_tokens": -1 }), "max_tokens", "invalid_value"),
         (json!({ "top_logprobs": 1 }), "top_logprobs", "unknown_parameter"),
         (json!({ "messages": [] }), "messages", "unknown_parameter"),
         (json!({ "max_completion_tokens": 5 }), "max_completion_tokens", "unknown_parameter"),
@@ -147,7 +154,9 @@ fn completions_have_their_own() {
         (json!({ "prompt": [-1] }), "prompt[0]", "invalid_value"),
         (json!({ "prompt": [1.5] }), "prompt[0]", "invalid_type"),
         (json!({ "prompt": [[1], [1, true]] }), "prompt[1][1]", "invalid_type"),
-        (json!({ "prompt": ["a", ""] }), "prompt", "invalid_value"),
+        (json!({ "prompt": ["a", ""] }), "prompt[1]", "invalid_value"),
+        (json!({ "prompt": ["a", "b", "x".repeat(CTX)] }), "prompt[2]", "context_length_exceeded"),
+        (json!({ "prompt": ["a"], "max_tokens": CTX }), "prompt", "context_length_exceeded"),
         (json!({ "prompt": vec!["a"; 33] }), "prompt", "invalid_value"),
         (json!({ "prompt": vec!["a"; 20], "n": 2 }), "prompt", "invalid_value"),
         (json!({ "prompt": "é" }), "prompt", "invalid_value"),

@@ -64,7 +64,8 @@ pub struct Args {
     compute: ComputeArgs,
     #[command(flatten)]
     access: AccessArgs,
-    /// Ignore parameters that are not known or supported, and say so in the reply's x-exotherm-warning header
+    /// Leave parameters that are not known or not supported out of account, and name them in the reply's x-exotherm-warning
+    /// header; values out of range stay errors
     #[arg(long)]
     lenient: bool,
     /// Seconds after which an answer is cut off [default: never]

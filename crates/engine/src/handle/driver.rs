@@ -46,7 +46,6 @@ impl Driver {
         // A step may take long, and what it works on is to be seen meanwhile.
         self.publish();
         self.step();
-        self.publish();
         goes_on
     }
 
@@ -107,13 +106,15 @@ impl Driver {
         true
     }
 
-    /// One step and what came of it. What failed is told with the next one.
+    /// One step and what came of it. Whoever hears of it finds it counted.
     fn step(&mut self) {
-        if let Ok(events) = self.engine.step() {
-            let now = Instant::now();
-            events.iter().for_each(|event| self.desk.deliver(event, now));
-            self.desk.stats.phases.deliver += now.elapsed();
-        }
+        // What failed is told with the next one.
+        let _ = self.engine.step();
+        let now = Instant::now();
+        self.engine.events().iter().for_each(|event| self.desk.count_event(event, now));
+        self.publish();
+        self.engine.events().iter().for_each(|event| self.desk.deliver(event));
+        self.desk.stats.phases.deliver += now.elapsed();
     }
 
     fn publish(&mut self) {
@@ -191,28 +192,41 @@ impl Desk {
         self.active.iter().filter(|(_, choice)| choice.is_cancelled()).map(|(&id, _)| id)
     }
 
-    fn deliver(&mut self, event: &Event, now: Instant) {
+    fn count_event(&mut self, event: &Event, now: Instant) {
         match *event {
-            Event::Token { id, token, index, ref logprobs } => {
+            Event::Prompt { .. } => {}
+            Event::Token { id, .. } => {
                 let Some(choice) = self.active.get_mut(&id) else { return };
-                if !choice.facts.is_embedding {
-                    match choice.last_token.replace(now) {
-                        Some(last) => self.stats.between_tokens.note(now - last),
-                        None => self.stats.first_token.note(now - choice.submitted),
-                    }
-                    self.stats.generated_tokens += 1;
+                match choice.last_token.replace(now) {
+                    Some(last) => self.stats.between_tokens.note(now - last),
+                    None => self.stats.first_token.note(now - choice.submitted),
                 }
-                choice.tell(Update::Token { token, index, logprobs: logprobs.clone() });
+                self.stats.generated_tokens += 1;
             }
-            Event::Finished { id, reason, stats, ref fault } => {
-                let Some(choice) = self.active.remove(&id) else { return };
+            Event::Finished { id, reason, .. } => {
+                let Some(choice) = self.active.get(&id) else { return };
                 let is_enough = reason == FinishReason::Cancelled && choice.is_enough();
                 self.count(choice.facts, |outcomes| match is_enough {
                     true => &mut outcomes.stop,
                     false => outcomes.of(reason),
                 });
-                choice.end(Update::Finished { reason, stats, fault: fault.clone() });
             }
+        }
+    }
+
+    fn deliver(&mut self, event: &Event) {
+        let (id, update) = match *event {
+            Event::Prompt { id, ref logprobs } => (id, Update::Prompt(Arc::clone(logprobs))),
+            Event::Token { id, token, index, ref logprobs } => {
+                (id, Update::Token { token, index, logprobs: logprobs.clone() })
+            }
+            Event::Finished { id, reason, stats, ref fault } => {
+                let Some(choice) = self.active.remove(&id) else { return };
+                return choice.end(Update::Finished { reason, stats, fault: fault.clone() });
+            }
+        };
+        if let Some(choice) = self.active.get_mut(&id) {
+            choice.tell(update);
         }
     }
 }
@@ -250,7 +264,7 @@ mod tests {
             match update {
                 Update::Token { .. } => tokens += 1,
                 Update::Finished { reason, stats, fault } => end = Some((reason, stats.generated, fault)),
-                Update::Accepted => {}
+                Update::Accepted | Update::Prompt(_) => {}
                 Update::Refused(error) => panic!("{error}"),
             }
         }

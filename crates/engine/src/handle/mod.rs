@@ -31,6 +31,8 @@ use driver::Driver;
 pub enum Update {
     Accepted,
     Refused(Arc<EngineError>),
+    /// How likely each token of the prompt after the first was, where the request asked for it.
+    Prompt(Arc<Vec<TokenLogprobs>>),
     /// Token number `index` of the answer.
     Token {
         token: u32,
@@ -52,8 +54,13 @@ pub type Listener = Box<dyn FnMut(Update) -> bool + Send>;
 /// Why a request was not even handed to the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    #[error(transparent)]
-    Request(#[from] EngineError),
+    /// What is wrong with one of the requests, the first or a later one.
+    #[error("{error}")]
+    Request {
+        index: usize,
+        #[source]
+        error: EngineError,
+    },
     #[error("{open} requests are under way or waiting, {most} are the most")]
     Full { open: usize, most: usize },
     #[error("the engine takes no more requests: it is being shut down")]
@@ -168,9 +175,9 @@ impl EngineHandle {
             return Err(Refusal::Gone);
         }
         let (mut asked, mut listeners) = (Vec::with_capacity(requests.len()), Vec::new());
-        for (mut request, own) in requests {
+        for (index, (mut request, own)) in requests.into_iter().enumerate() {
             request.n = own.len();
-            shared.bounds.check(&request)?;
+            shared.bounds.check(&request).map_err(|error| Refusal::Request { index, error })?;
             listeners.extend(own.into_iter().map(|listener| (listener, Facts::of(&request))));
             asked.push(request);
         }

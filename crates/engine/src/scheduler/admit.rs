@@ -38,7 +38,11 @@ impl Scheduler {
     fn first_in_line(&self, plan: &Plan) -> Option<(usize, Start)> {
         self.waiting.iter().enumerate().find_map(|(i, sequence)| {
             let Some(leader) = sequence.leader else { return Some((i, Start::Prompt)) };
-            let read = plan.samples.iter().find(|sample| self.at(sample.place).id == leader)?;
+            let is_read = |sample: &&Sample| {
+                let of = self.at(sample.place);
+                of.id == leader && of.tokens.len() == sample.position as usize
+            };
+            let read = plan.samples.iter().find(is_read)?;
             Some((i, Start::Fork(*read)))
         })
     }
@@ -66,7 +70,7 @@ impl Scheduler {
         self.count_prompt(&mut sequence, known);
         self.places[place as usize] = Some(sequence);
         self.start(place);
-        let len = self.fitting(place, self.until_cut(place, *left));
+        let len = self.fitting(place, self.next_rows(place, *left, plan));
         self.add_row(place, len, plan, now);
         *left -= len;
         true
@@ -82,7 +86,7 @@ impl Scheduler {
         follower.started.get_or_insert(now);
         self.count_fork(&mut follower);
         self.places[place as usize] = Some(follower);
-        plan.samples.push(Sample { logits: from.logits, place });
+        plan.samples.push(Sample { place, ..from });
         plan.forks.push(Fork { from: from.place, to: place });
         if self.sizes.is_recurrent {
             plan.after.push(StateCopy::Slot { from: from.place, to: place });
@@ -122,16 +126,12 @@ impl Scheduler {
     }
 
     /// Finds the longest beginning of a waiting sequence whose state is there, as whole blocks: `hits` are its blocks;
-    /// what is given is its name, and where there is recurrent state, the tokens and the snapshot. The last token
-    /// always runs, because its logits are wanted.
+    /// what is given is its name, and where there is recurrent state, the tokens and the snapshot. Tokens whose logits are
+    /// wanted always run.
     fn find_prefix(&mut self, waiting: usize) -> (PrefixId, Option<(usize, u32)>) {
         self.hits.clear();
         let sequence = &mut self.waiting[waiting];
-        // An embedding is made of what every token comes to.
-        if sequence.embedding.is_some() {
-            return (PrefixId::EMPTY, None);
-        }
-        let mut blocks = (sequence.tokens.len() - 1) / BLOCK;
+        let mut blocks = sequence.passable() / BLOCK;
         let mut id = PrefixId::EMPTY;
         let mut ids = id;
         if self.sizes.has_kv {

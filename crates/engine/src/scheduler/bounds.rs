@@ -40,8 +40,7 @@ impl Bounds {
         }
         request.check(self.ctx, self.vocab)?;
         let (prompt, max_tokens) = (request.prompt.len(), request.max_tokens);
-        // The last token is never run.
-        let need = (prompt + max_tokens - 1).div_ceil(BLOCK);
+        let need = request.most_positions().div_ceil(BLOCK);
         if let Some(blocks) = self.blocks.filter(|&blocks| need > blocks) {
             return Err(EngineError::TooManyBlocks { prompt, max_tokens, need, blocks });
         }

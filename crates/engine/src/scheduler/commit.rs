@@ -18,14 +18,16 @@ impl Scheduler {
     pub fn sample_rows<'a>(&'a self, plan: &'a Plan) -> impl Iterator<Item = SampleRow<'a>> {
         let sample_row = |sample: &Sample| {
             // Another choice of the same prompt, about to begin, has the same tokens so far.
-            let sequence = self.at(sample.place);
+            let (sequence, position) = (self.at(sample.place), sample.position as usize);
+            let given = sequence.tokens.get(position).copied();
             SampleRow {
                 logits: sample.logits as usize,
                 sampling: &sequence.sampling,
                 prompt: sequence.prompt(),
                 output: sequence.output(),
-                position: sequence.tokens.len(),
-                logprobs: sequence.logprobs,
+                position,
+                logprobs: if given.is_some() { sequence.prompt_logprobs } else { sequence.logprobs },
+                given,
             }
         };
         plan.samples().iter().map(sample_row)
@@ -36,32 +38,59 @@ impl Scheduler {
     pub fn commit(&mut self, plan: Plan, sampled: &[Sampled], now: Instant, events: &mut Vec<Event>) {
         self.is_moving = true;
         assert_eq!(plan.samples.len(), sampled.len(), "a token for everyone who gets one");
+        self.take_in_logs(&plan, sampled);
         self.take_in_state(&plan, sampled);
         for (sample, sampled) in plan.samples.iter().zip(sampled) {
-            let Some(token) = sampled.token else {
-                let position = self.at(sample.place).tokens.len();
-                self.distrust(sample.place);
-                let fault = EngineError::NotNumbers { position }.to_string().into();
-                events.push(self.end(sample.place, FinishReason::Failed, Some(fault), now));
-                continue;
-            };
-            let sequence = self.at_mut(sample.place);
-            let (id, index) = (sequence.id, sequence.output().len());
-            let finish = sequence.accept(token, now);
-            if !matches!(finish, Some(FinishReason::Stop(_))) {
-                let logprobs = TokenLogprobs::of(sampled);
-                events.push(Event::Token { id, token, index, logprobs });
-            }
-            if index == 0 {
-                self.free_followers(id);
-            }
-            if let Some(reason) = finish {
-                events.push(self.end(sample.place, reason, None, now));
-            }
+            self.take_in_token(*sample, sampled, now, events);
         }
         self.spare = plan;
         self.audit();
         self.is_moving = false;
+    }
+
+    /// Notes how likely the tokens of prompts were, each up to the first of which nothing is known.
+    fn take_in_logs(&mut self, plan: &Plan, sampled: &[Sampled]) {
+        for (sample, sampled) in plan.samples.iter().zip(sampled) {
+            let (sequence, position) = (self.at_mut(sample.place), sample.position as usize);
+            let is_next = position < sequence.prompt_len && position == sequence.prompt_log.len() + 1;
+            if let Some(logprobs) = TokenLogprobs::of(sampled).filter(|_| is_next) {
+                Arc::make_mut(&mut sequence.prompt_log).push(logprobs);
+            }
+        }
+    }
+
+    /// Gives a sequence its token, unless that has stood there before.
+    fn take_in_token(&mut self, sample: Sample, sampled: &Sampled, now: Instant, events: &mut Vec<Event>) {
+        let (place, position) = (sample.place, sample.position as usize);
+        // Its request may have failed over an earlier token of the same step.
+        let Some(sequence) = &mut self.places[place as usize] else { return };
+        let is_logged = sequence.is_logged_to(position);
+        let Some(token) = sampled.token.filter(|_| is_logged) else {
+            let position = if is_logged { position } else { sequence.prompt_log.len() + 1 };
+            self.distrust(place);
+            let fault = EngineError::NotNumbers { position }.to_string().into();
+            return events.push(self.end(place, FinishReason::Failed, Some(fault), now));
+        };
+        if position < sequence.tokens.len() {
+            return;
+        }
+        let (id, index) = (sequence.id, sequence.output().len());
+        let finish = sequence.accept(token, now);
+        let is_kept = sequence.output().len() > index;
+        if index == 0 {
+            let log = Arc::clone(&sequence.prompt_log);
+            if sequence.prompt_logprobs.is_some() {
+                events.push(Event::Prompt { id, logprobs: Arc::clone(&log) });
+            }
+            self.free_followers(id, &log);
+        }
+        if is_kept {
+            let logprobs = TokenLogprobs::of(sampled).map(Box::new);
+            events.push(Event::Token { id, token, index, logprobs });
+        }
+        if let Some(reason) = finish {
+            events.push(self.end(place, reason, None, now));
+        }
     }
 
     /// Notes how far the step's sequences have come, and makes findable what they have left; not where no numbers came of
@@ -132,9 +161,11 @@ impl Scheduler {
     fn fork(&mut self, fork: &Fork) {
         let leader = self.at(fork.from);
         let (computed, blocks, prefix) = (leader.computed, leader.blocks.clone(), leader.prefix.clone());
+        let log = Arc::clone(&leader.prompt_log);
         blocks.iter().for_each(|&block| self.pool.hold(block));
         let follower = self.at_mut(fork.to);
         (follower.computed, follower.blocks, follower.prefix) = (computed, blocks, prefix);
+        follower.prompt_log = log;
         self.start(fork.to);
     }
 
@@ -191,6 +222,7 @@ mod tests {
                 match *event {
                     Event::Token { token, .. } => said.push(token),
                     Event::Finished { reason, .. } => return (said, reason),
+                    Event::Prompt { .. } => panic!("it was not asked for"),
                 }
             }
         }

@@ -16,7 +16,7 @@ use crate::blocks::{BlockPool, Books};
 use crate::config::EngineConfig;
 use crate::error::EngineError;
 use crate::prefix::{Chain, Names, chained};
-use crate::request::{Event, FinishReason, Request, RequestId};
+use crate::request::{Event, FinishReason, Request, RequestId, TokenLogprobs};
 use crate::sequence::{Rank, Sequence};
 use crate::snapshots::SnapshotPool;
 pub(crate) use bounds::Bounds;
@@ -80,6 +80,7 @@ pub(crate) struct Scheduler {
 
 struct Sizes {
     chunk: usize,
+    logit_rows: usize,
     blocks: usize,
     snapshots: usize,
     snapshot_stride: usize,
@@ -92,6 +93,7 @@ impl Scheduler {
         let is_recurrent = !program.state().recurrent.is_empty();
         let sizes = Sizes {
             chunk: config.chunk,
+            logit_rows: limits.logit_rows,
             blocks: limits.blocks,
             snapshots: if is_recurrent { config.snapshots } else { 0 },
             snapshot_stride: config.snapshot_stride,
@@ -193,7 +195,7 @@ impl Scheduler {
     fn end_named(&mut self, id: RequestId, reason: FinishReason, now: Instant) -> Option<Event> {
         if let Some(i) = self.waiting.iter().position(|s| s.id == id) {
             let stats = self.waiting.remove(i)?.stats(now);
-            self.free_followers(id);
+            self.free_followers(id, &Arc::default());
             return Some(Event::Finished { id, reason, stats, fault: None });
         }
         let place = self.places.iter().position(|p| p.as_ref().is_some_and(|s| s.id == id))?;
@@ -204,13 +206,15 @@ impl Scheduler {
 
     fn end(&mut self, place: u32, reason: FinishReason, fault: Option<Arc<str>>, now: Instant) -> Event {
         let sequence = self.take_out(place);
-        self.free_followers(sequence.id);
+        self.free_followers(sequence.id, &Arc::default());
         Event::Finished { id: sequence.id, reason, stats: sequence.stats(now), fault }
     }
 
-    /// Other choices of the same prompt need not wait for this one any more.
-    fn free_followers(&mut self, leader: RequestId) {
-        self.waiting.iter_mut().filter(|s| s.leader == Some(leader)).for_each(|s| s.leader = None);
+    /// Other choices of the same prompt need not wait for this one any more; they know of the prompt what it knows.
+    fn free_followers(&mut self, leader: RequestId, log: &Arc<Vec<TokenLogprobs>>) {
+        for follower in self.waiting.iter_mut().filter(|s| s.leader == Some(leader)) {
+            (follower.leader, follower.prompt_log) = (None, Arc::clone(log));
+        }
     }
 
     /// Takes a sequence out of its place; its blocks are let go of, and what of them is registered can still be found.

@@ -15,14 +15,17 @@ pub(crate) struct Row {
     pub place: u32,
     pub start: u32,
     pub len: u32,
-    pub wants_logits: bool,
+    /// So many of its last tokens want logits.
+    pub logits: u32,
 }
 
-/// A sequence that gets a token, and which of the step's rows of logits it is chosen from.
+/// A token of a sequence, and which of the step's rows of logits tells of it: one that stands at its position already is
+/// told how likely it was, one that does not is chosen.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
     pub logits: u32,
     pub place: u32,
+    pub position: u32,
 }
 
 /// State that is copied outside of the program.
@@ -59,6 +62,8 @@ pub(crate) struct Plan {
     pub(super) forks: Vec<Fork>,
     /// Rows of logits that are wanted.
     logits: u32,
+    /// Rows of logits that may be wanted beside one of everybody who runs or may begin to.
+    spare_logits: usize,
 }
 
 impl Plan {
@@ -105,6 +110,7 @@ impl Scheduler {
         let decodes = self.running.iter().filter(|&&place| self.at(place).pending() == 1).count();
         let mut left = self.sizes.chunk.saturating_sub(decodes).max(1);
         let preemptions = self.counts.preemptions;
+        plan.spare_logits = self.spare_logits();
         self.plan_running(&mut plan, &mut left, now);
         // Who has just made room for others would only take it back.
         if self.counts.preemptions == preemptions {
@@ -118,13 +124,19 @@ impl Scheduler {
         Some(plan)
     }
 
+    /// Rows of logits that are left when everybody who runs has one, and everybody who may be let in.
+    fn spare_logits(&self) -> usize {
+        let next = self.waiting.iter().filter(|sequence| sequence.leader.is_none()).count();
+        self.sizes.logit_rows - (self.running.len() + next).min(self.places.len())
+    }
+
     /// Gives rows to the sequences that run, in their order. Who finds no block gets those of the last, which has no row
     /// yet; so the first of all always gets on, at worst alone.
     fn plan_running(&mut self, plan: &mut Plan, left: &mut usize, now: Instant) {
         let mut i = 0;
         while let Some(&place) = self.running.get(i) {
             let is_decode = self.at(place).pending() == 1;
-            let most = if is_decode { 1 } else { self.until_cut(place, *left) };
+            let most = if is_decode { 1 } else { self.next_rows(place, *left, plan) };
             let len = self.fitting(place, most);
             if len > 0 {
                 self.add_row(place, len, plan, now);
@@ -158,8 +170,15 @@ impl Scheduler {
         next.is_some_and(|&block| self.pool.holders(block) > 1)
     }
 
+    /// Of the next `most` tokens of a sequence, those that can be run together, as far as it is not about blocks.
+    pub(super) fn next_rows(&self, place: u32, most: usize, plan: &Plan) -> usize {
+        let sequence = self.at(place);
+        let unwanted = sequence.wanted_from().saturating_sub(sequence.computed);
+        self.until_cut(place, most).min(unwanted + 1 + plan.spare_logits)
+    }
+
     /// Of the next `most` tokens of a sequence, those up to where a snapshot is to be made.
-    pub(super) fn until_cut(&self, place: u32, most: usize) -> usize {
+    fn until_cut(&self, place: u32, most: usize) -> usize {
         let sequence = self.at(place);
         let (start, end) = (sequence.computed, sequence.tokens.len());
         let most = most.min(end - start);
@@ -185,7 +204,7 @@ impl Scheduler {
     /// Plans the next `len` tokens of a sequence; its block table grows to hold them.
     pub(super) fn add_row(&mut self, place: u32, len: usize, plan: &mut Plan, now: Instant) {
         self.own_next(place, plan);
-        let (start, tokens) = (self.at(place).computed, self.at(place).tokens.len());
+        let (start, wanted_from) = (self.at(place).computed, self.at(place).wanted_from());
         let end = start + len;
         let blocks = self.blocks_for(end);
         let sequence = self.places[place as usize].as_mut().expect("a running sequence has its place");
@@ -197,11 +216,12 @@ impl Scheduler {
             sequence.blocks.iter().skip(start / BLOCK).all(|&block| self.pool.is_own(block)),
             "what is written is another's, too"
         );
-        let wants_logits = end == tokens;
-        plan.rows.push(Row { place, start: start as u32, len: len as u32, wants_logits });
+        let wanted = wanted_from.max(start)..end;
+        plan.rows.push(Row { place, start: start as u32, len: len as u32, logits: wanted.len() as u32 });
         self.plan_snapshot(place, end, plan);
-        if wants_logits {
-            plan.samples.push(Sample { logits: plan.logits, place });
+        plan.spare_logits -= wanted.len().saturating_sub(1);
+        for before in wanted {
+            plan.samples.push(Sample { logits: plan.logits, place, position: before as u32 + 1 });
             plan.logits += 1;
         }
     }
@@ -260,9 +280,7 @@ impl Scheduler {
             let sequence = self.at(row.place);
             let tokens = &sequence.tokens[row.start as usize..(row.start + row.len) as usize];
             let first = batch.push_span(tokens, row.start, &sequence.blocks, row.place);
-            if row.wants_logits {
-                batch.want_logits(first + row.len - 1);
-            }
+            (row.len - row.logits..row.len).for_each(|i| batch.want_logits(first + i));
         }
     }
 }

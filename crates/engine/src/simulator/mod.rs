@@ -15,7 +15,7 @@ use exotherm_kernels::{BLOCK, SampleRow};
 use crate::config::EngineConfig;
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::request::{Event, FinishReason, Request, RequestId};
+use crate::request::{Event, FinishReason, Request, RequestId, TokenLogprobs};
 use crate::sampling::{Sampling, reference};
 use crate::scheduler::SchedulerStats;
 use crate::sequence::{Rank, Sequence};
@@ -47,6 +47,8 @@ struct Expected {
     tokens: Vec<u32>,
     prompt_len: usize,
     request: Request,
+    /// Whether it has been told how likely its prompt is.
+    is_prompt_told: bool,
     /// The steps that had been begun when it came.
     submitted: u64,
     /// The step of its latest token, and how often it had been preempted by then.
@@ -58,13 +60,27 @@ impl Expected {
         request.sampling.seed = request.sampling.seed.wrapping_add(choice as u64);
         let seen = request.prompt.iter().fold(Seen::default(), |seen, &token| seen.and(token));
         let (tokens, prompt_len) = (request.prompt.clone(), request.prompt.len());
-        Expected { seen, tokens, prompt_len, request, submitted, last_token: None }
+        let (is_prompt_told, last_token) = (false, None);
+        Expected { seen, tokens, prompt_len, request, is_prompt_told, submitted, last_token }
+    }
+
+    /// How likely each token of the prompt after the first is.
+    fn prompt(&self) -> Vec<TokenLogprobs> {
+        let (prompt, sampling) = (&self.request.prompt, &self.request.sampling);
+        let mut seen = Seen::default();
+        let told = prompt.iter().zip(&prompt[1..]).zip(1..).map(|((&token, &given), position)| {
+            seen = seen.and(token);
+            let (logprobs, given) = (self.request.prompt_logprobs, Some(given));
+            let row = SampleRow { logits: 0, sampling, prompt, output: &[], position, logprobs, given };
+            TokenLogprobs::of(&reference::sample(&seen.logits(), &row)).expect("it was asked for")
+        });
+        told.collect()
     }
 
     fn next(&self) -> u32 {
         let (prompt, output) = self.tokens.split_at(self.prompt_len);
         let (sampling, position) = (&self.request.sampling, self.tokens.len());
-        let row = SampleRow { logits: 0, sampling, prompt, output, position, logprobs: None };
+        let row = SampleRow { logits: 0, sampling, prompt, output, position, logprobs: None, given: None };
         reference::sample(&self.seen.logits(), &row).token.expect("they are numbers")
     }
 
@@ -86,6 +102,9 @@ struct Seldom {
     /// Runs in which sequences made room, choices began where another was, shared blocks were copied and steps failed.
     all_at_once: u64,
     refused: usize,
+    /// Prompts of which it was told how likely they were, and those of them that made room on the way or later.
+    prompts_told: usize,
+    prompts_made_room: usize,
     /// By the kind of fault.
     failed: [usize; Fault::KINDS],
     /// Requests whose deadline passed while they were answered.
@@ -143,6 +162,7 @@ impl Simulation {
             blocks,
             queue: numbers.below(12),
             chunk: 1 + numbers.below(40),
+            logit_rows: 1 + numbers.below(12),
             snapshots: numbers.below(8),
             // With the last a prompt's last stride is divided.
             snapshot_stride: BLOCK * [0, 1, 2, 8][numbers.below(4)],
@@ -181,6 +201,12 @@ impl Simulation {
         }
         if numbers.one_in(4) {
             request.n = 1 + numbers.below(5);
+        }
+        if numbers.one_in(4) {
+            request.prompt_logprobs = Some(numbers.below(4) as u8);
+        }
+        if numbers.one_in(16) {
+            request.max_tokens = 0;
         }
         if numbers.one_in(8) {
             request.stop_tokens.push(numbers.below(VOCAB) as u32);
@@ -278,8 +304,16 @@ impl Simulation {
     fn hear(&mut self, event: &Event) {
         let steps = self.engine.stats().steps;
         match *event {
+            Event::Prompt { id, ref logprobs } => {
+                let expected = self.live.get_mut(&id).expect("nothing comes after the end");
+                assert!(!std::mem::replace(&mut expected.is_prompt_told, true), "{id}: told twice");
+                assert_eq!(expected.generated(), 0, "the prompt comes first");
+                assert_eq!(**logprobs, expected.prompt(), "{id}: not as alone");
+                self.seldom.prompts_told += 1;
+            }
             Event::Token { id, token, index, .. } => {
                 let expected = self.live.get_mut(&id).expect("nothing comes after the end");
+                assert_eq!(expected.is_prompt_told, expected.request.prompt_logprobs.is_some());
                 assert_eq!(index, expected.generated(), "tokens come in order");
                 assert_eq!(token, expected.next(), "{id}, token {index}: not as alone");
                 expected.tokens.push(token);
@@ -292,6 +326,10 @@ impl Simulation {
                 assert_eq!(stats.generated, expected.generated());
                 assert!(stats.cached_tokens <= stats.prompt_tokens);
                 assert_eq!(fault.is_some(), reason == FinishReason::Failed, "who fails is told why");
+                let is_asked = expected.request.prompt_logprobs.is_some();
+                let is_whole = matches!(reason, FinishReason::Stop(_) | FinishReason::Length);
+                assert!(!is_whole || expected.is_prompt_told == is_asked, "{id}: the prompt is told");
+                self.seldom.prompts_made_room += usize::from(is_whole && is_asked && stats.preemptions > 0);
                 let name = match reason {
                     FinishReason::Stop(token) => {
                         assert_eq!(token, expected.next());
@@ -416,6 +454,8 @@ fn whatever_comes_in_whatever_order() {
         all.block_copies += seldom.block_copies;
         all.all_at_once += seldom.all_at_once;
         all.refused += seldom.refused;
+        all.prompts_told += seldom.prompts_told;
+        all.prompts_made_room += seldom.prompts_made_room;
         all.late_answers += seldom.late_answers;
         all.failed.iter_mut().zip(seldom.failed).for_each(|(sum, n)| *sum += n);
         seldom.ended.iter().for_each(|(name, n)| *all.ended.entry(name).or_default() += n);
@@ -428,6 +468,7 @@ fn whatever_comes_in_whatever_order() {
         all.forks > simulations && all.block_copies as u64 > simulations && all.late_answers > 100,
         "{all:?}"
     );
+    assert!(all.prompts_told > 1000 && all.prompts_made_room > 50, "{all:?}");
     assert!(all.failed[1..].iter().all(|&n| n > 50), "{all:?}");
     for end in ["stop", "length", "deadline", "cancelled", "failed"] {
         assert!(all.ended.get(end).is_some_and(|&n| n > 100), "{end}: {all:?}");

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use exotherm_engine::{
     Engine, EngineConfig, Event, FinishReason, MemoryPlan, Request, RequestId, RequestStats, TokenLogprobs,
@@ -284,6 +285,8 @@ pub struct Heard {
     pub tokens: HashMap<RequestId, Vec<u32>>,
     /// Of each of the tokens, where they were asked for.
     pub logprobs: HashMap<RequestId, Vec<Option<Box<TokenLogprobs>>>>,
+    /// How likely the tokens of prompts were.
+    pub prompts: HashMap<RequestId, Arc<Vec<TokenLogprobs>>>,
     pub ends: HashMap<RequestId, (FinishReason, RequestStats)>,
 }
 
@@ -296,6 +299,10 @@ impl Heard {
     pub fn step(&mut self, engine: &mut Engine) {
         for event in engine.step().expect("the step runs") {
             match *event {
+                Event::Prompt { id, ref logprobs } => {
+                    assert!(!self.ends.contains_key(&id) && self.tokens(id).is_empty(), "it comes first");
+                    assert!(self.prompts.insert(id, logprobs.clone()).is_none(), "it is told once");
+                }
                 Event::Token { id, token, index, ref logprobs } => {
                     self.logprobs.entry(id).or_default().push(logprobs.clone());
                     let tokens = self.tokens.entry(id).or_default();
@@ -330,18 +337,19 @@ pub fn alone_on(backend: &dyn Backend, program: &Program, ctx: usize, request: &
 
 /// The same in an engine that does nothing else and remembers nothing.
 pub fn alone_in(engine: &mut Engine, request: &Request) -> Vec<u32> {
-    heard_alone(engine, request).0
+    let (id, heard) = heard_alone(engine, request);
+    heard.tokens(id)
 }
 
-/// The same with the log-probabilities of each token.
-pub fn heard_alone(engine: &mut Engine, request: &Request) -> (Vec<u32>, Vec<Option<Box<TokenLogprobs>>>) {
+/// All that is heard then.
+pub fn heard_alone(engine: &mut Engine, request: &Request) -> (RequestId, Heard) {
     assert!(engine.is_idle());
     engine.forget_prefixes();
     let mut heard = Heard::default();
     let id = engine.submit(request.clone()).expect("the request is fine");
     heard.finish(engine);
     assert_eq!(heard.ends[&id].1.cached_tokens, 0);
-    (heard.tokens(id), heard.logprobs.remove(&id).unwrap_or_default())
+    (id, heard)
 }
 
 /// Physical memory that the process has.

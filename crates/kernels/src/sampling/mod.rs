@@ -167,6 +167,8 @@ pub struct SampleRow<'a> {
     pub position: usize,
     /// Asks for the log-probabilities of the chosen token and of so many of the likeliest, [`MAX_LOGPROBS`] at most.
     pub logprobs: Option<u8>,
+    /// The token that stands there already: it is taken, and nothing is chosen. So it is told how likely it was.
+    pub given: Option<u32>,
 }
 
 /// What came of a [`SampleRow`].

@@ -9,7 +9,10 @@ use super::{Logprobs, MAX_LOGPROBS, SampleRow, Sampled, TokenLogprob, finite, ke
 /// Chooses a token by these logits, one for each token there is.
 pub fn sample(logits: &[f32], row: &SampleRow) -> Sampled {
     let logits = row.sampling.known(logits);
-    let token = choose(logits, row);
+    let token = match row.given {
+        Some(given) => argmax(logits).map(|_| given),
+        None => choose(logits, row),
+    };
     let logprobs = token.zip(row.logprobs).map(|(token, n)| logprobs(logits, token, n));
     Sampled { token, logprobs }
 }
@@ -87,7 +90,9 @@ fn changed(logits: &[f32], row: &SampleRow) -> Vec<f32> {
 fn logprobs(logits: &[f32], token: u32, n: u8) -> Logprobs {
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let log_sum = max + logits.iter().map(|&l| (f64::from(l) - max).exp()).sum::<f64>().ln();
-    let logprob = |token: u32| finite(f64::from(logits[token as usize]) - log_sum);
+    // One that is given may be none of those that are there: it could not be chosen.
+    let logit = |token: u32| logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    let logprob = |token: u32| finite(f64::from(logit(token)) - log_sum);
     let possible = |&token: &u32| logits[token as usize] > f32::NEG_INFINITY;
     let mut tokens: Vec<u32> = (0..logits.len() as u32).filter(possible).collect();
     tokens.sort_by(|&a, &b| order((a, logits[a as usize]), (b, logits[b as usize])));

@@ -46,7 +46,7 @@ impl Chooser {
 /// A token to be chosen from row 0 after this history.
 pub fn row<'a>(sampling: &'a Sampling, prompt: &'a [u32], output: &'a [u32]) -> SampleRow<'a> {
     let position = prompt.len() + output.len();
-    SampleRow { logits: 0, sampling, prompt, output, position, logprobs: None }
+    SampleRow { logits: 0, sampling, prompt, output, position, logprobs: None, given: None }
 }
 
 pub fn warm() -> Sampling {

@@ -278,7 +278,8 @@ impl Reading<'_> {
         top.sort_unstable();
         let possible = top.iter().filter(|&&key| logit_of(key) > f32::NEG_INFINITY);
         let top = possible.map(|&k| TokenLogprob { token: token_of(k), logprob: logprob(logit_of(k)) });
-        Logprobs::new(logprob(self.logits[token as usize]), top)
+        // One that is given may be none of those that are there: it could not be chosen.
+        Logprobs::new(logprob(self.logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY)), top)
     }
 }
 

@@ -92,9 +92,14 @@ impl CpuSampler {
 
 /// About how long a row takes, in logits that are looked at in that time.
 fn effort(row: &SampleRow, vocab: usize) -> usize {
-    let weighs = row.sampling.temperature > 0.0 && !row.sampling.limits_count(vocab);
+    let weighs = draws_from_all(row, vocab);
     let weighings = usize::from(weighs) + usize::from(row.logprobs.is_some());
     vocab.saturating_mul(1 + WEIGHING * weighings)
+}
+
+/// Whether a token is drawn by the weights of all tokens.
+fn draws_from_all(row: &SampleRow, vocab: usize) -> bool {
+    row.given.is_none() && row.sampling.temperature > 0.0 && !row.sampling.limits_count(vocab)
 }
 
 /// A slice of which lanes write disjoint elements.
@@ -160,18 +165,18 @@ impl Bench<'_> {
     fn sample(&self, logits: &[f32], row: &SampleRow) -> Sampled {
         let (sampling, mut sampled) = (row.sampling, Sampled::default());
         let logits = sampling.known(logits);
-        let is_changed = !sampling.logit_bias.is_empty() || sampling.penalizes();
+        let is_changed = row.given.is_none() && (!sampling.logit_bias.is_empty() || sampling.penalizes());
         let used = if is_changed { self.changed(logits, row) } else { logits };
         let Some(max) = self.scan(used) else { return sampled };
         let mut weighed = None;
-        if sampling.temperature > 0.0 && !sampling.limits_count(logits.len()) {
+        if draws_from_all(row, logits.len()) {
             // What top-p keeps is a share of all, before min-p.
             let floor = if sampling.top_p < 1.0 { f64::NEG_INFINITY } else { sampling.floor(max) };
             self.weigh(used, Weights::new(max, sampling.temperature), floor);
             weighed = Some((sampling.temperature, floor));
         }
         if self.crew.leads() {
-            sampled.token = Some(self.reading(used, max).choose(row));
+            sampled.token = row.given.or_else(|| Some(self.reading(used, max).choose(row)));
         }
         let Some(n) = row.logprobs else { return sampled };
         let mut max = max;
