@@ -69,13 +69,20 @@ pub struct Choice {
     shown: usize,
 }
 
-/// A token and how likely it was.
+/// A token and how likely it was, if that is known.
 pub struct Logged {
     pub token: u32,
     /// Characters before it, of the answer and of the prompt if that is told.
     pub offset: usize,
     /// Nothing is known of a prompt's first token.
     pub logprobs: Option<Box<TokenLogprobs>>,
+}
+
+impl Logged {
+    /// Numbers that are told of it.
+    pub fn numbers(&self) -> usize {
+        self.logprobs.as_ref().map_or(1, |known| 1 + known.top.len())
+    }
 }
 
 /// What came of an update.
@@ -220,21 +227,28 @@ impl Running {
 /// Log-probabilities that a reply may hold which is told as a whole.
 const MOST_LOGGED: usize = 100_000;
 
-/// How many log-probabilities a reply may hold: those of all tokens where it is told as a whole, those of the prompts, if
-/// they are wanted, where it is a stream. Refused where they would take more memory than is planned for.
-pub fn most_logged(params: &Params, prompts: &[Prompt]) -> Result<usize, ApiError> {
+/// How many log-probabilities are asked for: those of the prompts, if they are wanted, and of as many tokens of the answers
+/// as the client said, where it did and the reply is told as a whole. Refused where they would take more memory than is
+/// planned for.
+pub fn asked_logged(params: &Params, prompts: &[Prompt]) -> Result<usize, ApiError> {
     let Some(top) = params.logprobs else { return Ok(0) };
     let logged = |prompt: &Prompt| {
-        let answer = if params.stream { 0 } else { most_tokens(params, prompt) };
+        let answer = if params.stream { 0 } else { params.max_tokens.unwrap_or(0) };
         answer.saturating_add(if params.logs_prompt { prompt.ids.len() } else { 0 })
     };
     let tokens = prompts.iter().map(logged).fold(0, usize::saturating_add);
     let logged = tokens.saturating_mul(params.best_of).saturating_mul(usize::from(top) + 1);
+    check_logged(logged)?;
+    Ok(logged)
+}
+
+/// Refuses more log-probabilities in one reply than there is memory for.
+pub fn check_logged(logged: usize) -> Result<(), ApiError> {
     if logged <= MOST_LOGGED {
-        return Ok(logged);
+        return Ok(());
     }
     let message = format!(
-        "logprobs would tell up to {logged} numbers at once, the most is {MOST_LOGGED}; fewer of them, a smaller \
+        "logprobs would tell {logged} numbers at once or more, the most is {MOST_LOGGED}; fewer of them, a smaller \
          max_tokens or n, or \"stream\": true help, and less of a prompt where it is told, too"
     );
     Err(ApiError::param("logprobs", "invalid_value", message))
@@ -276,9 +290,12 @@ impl Choice {
         }
     }
 
-    /// How likely its tokens were on average.
+    /// How likely its tokens were on average, the one that ended it included: an empty answer is as likely as its end.
     pub fn mean_logprob(&self) -> f64 {
-        self.logprob_sum / self.tokens.max(1) as f64
+        // The text may have ended earlier, with a stop string.
+        let end = self.stats.stop_logprob.filter(|_| !self.matcher.stopped());
+        let count = self.tokens + usize::from(end.is_some());
+        (self.logprob_sum + end.map_or(0.0, f64::from)) / count.max(1) as f64
     }
 
     /// The prompt's tokens, where the answer begins with them.

@@ -309,6 +309,29 @@ fn the_best_of_several_are_the_likeliest() {
     assert_eq!(best["usage"]["completion_tokens"], 48);
 }
 
+/// An answer may be empty because its end was chosen at once, which does not make it the likeliest.
+#[test]
+fn an_empty_answer_is_as_likely_as_its_end() {
+    const END: &str = "0";
+    let served = Served::new();
+    let told = |choice: &Value| choice["logprobs"]["token_logprobs"][0].as_f64();
+    let base = json!({ "max_tokens": 1, "logprobs": 0 });
+    let sure = json!({ "temperature": 0, "ignore_eos": true, "logit_bias": { END: 100 } });
+    let end = told(&served.complete(&merged(base.clone(), &sure)).fine()["choices"][0]).expect("it is told");
+    let drawn = merged(base, &json!({ "seed": 3, "logit_bias": { END: 5 } }));
+    let all = served.complete(&merged(drawn.clone(), &json!({ "n": 12 }))).fine();
+    let made: Vec<(&str, f64)> = all["choices"]
+        .as_array()
+        .expect("choices")
+        .iter()
+        .map(|choice| (choice["text"].as_str().expect("a text"), told(choice).unwrap_or(end)))
+        .collect();
+    let likeliest = made.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are some").0;
+    assert!(!likeliest.is_empty() && made.iter().any(|made| made.0.is_empty()), "{made:?}");
+    let best = served.complete(&merged(drawn, &json!({ "best_of": 12 }))).fine();
+    assert_eq!(best["choices"][0]["text"], likeliest);
+}
+
 #[test]
 fn a_beginning_that_was_read_before_is_not_read_again_and_changes_nothing() {
     let served = Served::new();
