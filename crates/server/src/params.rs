@@ -89,6 +89,8 @@ pub struct Params {
     /// `None`: as many as fit.
     pub max_tokens: Option<usize>,
     pub stops: Vec<String>,
+    /// Whether the answer goes on with its prompt's text; a chat's is a text of its own.
+    pub continues: bool,
     pub ignore_eos: bool,
     pub n: usize,
     /// As many are made, and the `n` best of them told.
@@ -121,6 +123,7 @@ impl Params {
             sampling,
             max_tokens,
             stops,
+            continues: !is_chat,
             ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
             n,
             best_of: n,
