@@ -53,7 +53,8 @@ pub struct Args {
     /// Requests that may wait beside those that run; more are sent away
     #[arg(long, value_name = "N", default_value_t = 64)]
     queue: usize,
-    /// Memory that a model may take in all (6G, 800M): less cache, and fewer requests at a time when they are long
+    /// Memory that a model and its requests may take in all (6G, 800M): less cache, and fewer requests at a time when they
+    /// are long
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory: Option<usize>,
     /// How keys and values are stored
