@@ -76,7 +76,7 @@ impl EngineConfig {
         if !fits(&self) {
             let (ctx, max_seqs) = (self.ctx, self.max_seqs);
             let least = MemoryPlan::new(program, backend, &self);
-            return Err(EngineError::Budget { budget: bytes, ctx, max_seqs, least });
+            return Err(EngineError::Budget { budget: bytes, ctx, max_seqs, least, beside: 0 });
         }
         self.snapshots =
             most(0, wanted_snapshots, |snapshots| fits(&EngineConfig { snapshots, ..self.clone() }));

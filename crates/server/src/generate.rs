@@ -163,7 +163,9 @@ impl Running {
         let tickets = params.model.submit(submissions);
         let name = |i| entry_name(prompt, i, prompts.len());
         let tickets = tickets.map_err(|refusal| ApiError::from_refusal(&refusal, name))?;
-        let choices = tickets.into_iter().map(|ticket| Choice::new(params, ticket)).collect();
+        let before = |i: usize| if params.continues { &prompts[i / params.best_of].ids[..] } else { &[] };
+        let choice = |(i, ticket)| Choice::new(params, before(i), ticket);
+        let choices = tickets.into_iter().enumerate().map(choice).collect();
         let tokenizer = Arc::clone(&params.model.tokenizer);
         let mut running = Running { updates, overrun, choices, prompts, tokenizer, prompt };
         while !running.choices.iter().all(|choice| choice.is_accepted) {
@@ -273,9 +275,10 @@ fn request(params: &Params, prompt: &Prompt, deadline: Option<Instant>) -> Reque
 }
 
 impl Choice {
-    fn new(params: &Params, ticket: Ticket) -> Choice {
+    /// `before` are the tokens whose text the answer goes on with.
+    fn new(params: &Params, before: &[u32], ticket: Ticket) -> Choice {
         Choice {
-            stream: Stream::new(Arc::clone(&params.model.tokenizer), false),
+            stream: Stream::after(before, Arc::clone(&params.model.tokenizer), false),
             matcher: StopMatcher::new(params.stops.iter().cloned()),
             ticket: Some(ticket),
             is_accepted: false,

@@ -190,7 +190,7 @@ fn a_receipt_says_what_made_the_answer() {
 fn what_clients_send_along_is_taken() {
     let served = Served::new();
     let extra = json!({
-        "user": "u", "metadata": { "a": "b" }, "store": false, "response_format": { "type": "text" },
+        "user": "u", "metadata": { "a": "b", "n".repeat(64): "é".repeat(512) }, "store": false, "response_format": { "type": "text" },
         "service_tier": "auto", "logprobs": null, "tools": [], "parallel_tool_calls": true, "modalities": ["text"],
         "max_completion_tokens": 3, "seed": -7, "stop": null, "n": 1,
         "messages": [
