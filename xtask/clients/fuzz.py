@@ -35,7 +35,7 @@ def keep_rules(path, body, numbers):
             body[name] = known_tokens(body[name])
     if path not in ("/v1/chat/completions", "/v1/completions"):
         return body
-    body["max_tokens"] = numbers.randint(1, 5)
+    body["max_tokens"] = numbers.randint(0 if path == "/v1/completions" else 1, 5)
     body.pop("max_completion_tokens", None)
     if "logit_bias" in body:
         body["logit_bias"] = {str(numbers.randrange(TOKENS)): v for v in (body["logit_bias"] or {}).values()}
@@ -47,8 +47,6 @@ def keep_rules(path, body, numbers):
         body["best_of"] = None if body.get("stream") else (body.get("n") or 1) + numbers.randint(0, 2)
     if path == "/v1/chat/completions" and not body.get("logprobs"):
         body.pop("top_logprobs", None)
-    if body.get("echo") and body.get("logprobs") is not None:
-        body["echo"] = False
     return body
 
 

@@ -72,6 +72,33 @@ def logprobs(client):
     assert "".join(told.choices[0].logprobs.tokens) == told.choices[0].text
 
 
+def echoes(client):
+    """As those who measure models ask: how likely is this text?"""
+    ask = {"prompt": ["The sea is deep and blue.", "The sea is"], "echo": True, "logprobs": 1, "max_tokens": 0}
+    reply = complete(client, **ask)
+    assert reply.usage.completion_tokens == 0
+    for prompt, choice in zip(ask["prompt"], reply.choices):
+        log = choice.logprobs
+        assert choice.text == prompt and choice.finish_reason == "length" and "".join(log.tokens) == prompt
+        assert log.token_logprobs[0] is None and log.top_logprobs[0] is None
+        assert all(logprob < 0 for logprob in log.token_logprobs[1:])
+        for token, offset in zip(log.tokens, log.text_offset):
+            assert prompt[offset:].startswith(token)
+        for token, logprob, top in zip(log.tokens[1:], log.token_logprobs[1:], log.top_logprobs[1:]):
+            (likeliest, most), = top.items()
+            assert math.isclose(most, logprob) if likeliest == token else most >= logprob
+    # What comes after the prompt is told after it, and what was chosen is told in the same way when it is given.
+    longer = complete(client, echo=True, logprobs=1, max_tokens=6, temperature=0).choices[0]
+    assert longer.text.startswith("The sea is") and "".join(longer.logprobs.tokens) == longer.text
+    assert len(longer.logprobs.tokens) == len(reply.choices[1].logprobs.tokens) + 6
+    given = complete(client, **{**ask, "prompt": longer.text}).choices[0]
+    if given.logprobs.tokens == longer.logprobs.tokens:
+        assert given.logprobs == longer.logprobs
+    chunks = list(complete(client, stream=True, **{**ask, "prompt": "The sea is"}))
+    assert chunks[0].choices[0].text == "The sea is" and chunks[-1].choices[0].finish_reason == "length"
+    assert chunks[0].choices[0].logprobs.token_logprobs == reply.choices[1].logprobs.token_logprobs
+
+
 def embeddings(client):
     texts = ["A river runs to the sea.", "The river flows into the ocean.", "Interest rates rose by a quarter point."]
     river, stream, rates = [entry.embedding for entry in client.embeddings.create(model="m", input=texts).data]
@@ -115,6 +142,8 @@ def errors(client):
     refused(bad, 400, "temperature", lambda: ask(client, temperature=3))
     refused(bad, 400, "colour", lambda: ask(client, extra_body={"colour": "red"}))
     refused(bad, 400, "max_tokens", lambda: ask(client, max_tokens=2**63))
+    refused(bad, 400, "max_tokens", lambda: ask(client, max_tokens=0))
+    refused(bad, 400, "prompt[1]", lambda: complete(client, prompt=["fine", "x " * 2000]))
     refused(bad, 400, "tools", lambda: ask(client, tools=[{"type": "function", "function": {"name": "f"}}]))
     refused(bad, 400, "suffix", lambda: complete(client, suffix="x"))
     refused(bad, 400, "messages", lambda: ask(client, messages=[]))
@@ -136,7 +165,7 @@ def main():
     try:
         address = server.stdout.readline().split()[-1]
         client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=60)
-        for test in [models, chat, completions, streams, logprobs, embeddings, stops_and_seeds, errors, extensions]:
+        for test in [models, chat, completions, streams, logprobs, echoes, embeddings, stops_and_seeds, errors, extensions]:
             test(client)
             print(f"{test.__name__}: fine")
         server.send_signal(signal.SIGTERM)

@@ -100,7 +100,9 @@ class Schema:
             count = min(numbers.randint(least, least + 2), schema.get("maxItems", least + 2))
             return [self.make(schema["items"], numbers) for _ in range(count)]
         if kind == "string":
-            return numbers.choice(TEXTS) if "pattern" not in schema else str(numbers.randrange(1000))
+            if "pattern" in schema:
+                return str(numbers.randrange(1000))
+            return numbers.choice([text for text in TEXTS if within(schema, text)])
         if kind in ("integer", "number"):
             return number(schema, kind, numbers)
         return None if kind == "null" else numbers.random() < 0.5

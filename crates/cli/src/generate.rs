@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use exotherm_engine::{Engine, Event, FinishReason, Request, RequestStats};
-use exotherm_tokenizer::{StopMatcher, Tokenizer};
+use exotherm_tokenizer::{StopMatcher, Stream, Tokenizer};
 
 use crate::interrupt::Interrupt;
 
@@ -42,6 +42,8 @@ pub struct Answer {
 /// What watches an answer while it is made.
 pub struct Watcher<'a> {
     pub tokenizer: &'a Tokenizer,
+    /// Whether the answer goes on with the prompt's text instead of beginning one of its own.
+    pub continues: bool,
     pub stops: &'a [String],
     pub interrupt: &'a Interrupt,
     /// Gets the text piece by piece, none of it empty.
@@ -50,9 +52,11 @@ pub struct Watcher<'a> {
 
 /// Runs a request to its end.
 pub fn answer(engine: &mut Engine, request: Request, watcher: &mut Watcher) -> Result<Answer> {
+    let before = if watcher.continues { &request.prompt[..] } else { &[] };
+    let stream = Stream::after(before, watcher.tokenizer, false);
     let id = engine.submit(request)?;
     let mut running = Running {
-        stream: watcher.tokenizer.stream(),
+        stream,
         matcher: StopMatcher::new(watcher.stops.iter().cloned()),
         answer: Answer {
             text: String::new(),
@@ -79,7 +83,7 @@ pub fn answer(engine: &mut Engine, request: Request, watcher: &mut Watcher) -> R
 }
 
 struct Running<'a> {
-    stream: exotherm_tokenizer::Stream<&'a Tokenizer>,
+    stream: Stream<&'a Tokenizer>,
     matcher: StopMatcher,
     answer: Answer,
     finished: Option<FinishReason>,

@@ -5,7 +5,6 @@ use anyhow::Result;
 use crate::output::UsageError;
 
 /// What the protocol's own variable is called; it asks for spans as the option does.
-#[cfg(feature = "otlp")]
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// The way to a collector, where there is one.
@@ -36,6 +35,12 @@ pub fn start(collector: Option<&str>) -> Result<Telemetry> {
     if collector.is_some() {
         let why = "--otlp needs a build with the cargo feature `otlp`: cargo build --release --features otlp";
         return Err(UsageError(why.into()).into());
+    }
+    // It is set for other programs, too, so it is no fault, but not passed over in silence.
+    if std::env::var_os(ENDPOINT).is_some_and(|base| !base.is_empty()) {
+        crate::output::note(format_args!(
+            "note: {ENDPOINT} is set, but this build sends no spans; it takes the cargo feature `otlp`"
+        ));
     }
     exotherm_observe::subscribe();
     Ok(Telemetry {})

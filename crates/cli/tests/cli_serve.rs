@@ -18,7 +18,10 @@ struct Server {
 
 impl Server {
     fn start(user: &User, args: &[&str]) -> Server {
-        let mut command = user.command(&[&["serve", "--port", "0", "--threads", "1"], args].concat());
+        Server::begin(user.command(&[&["serve", "--port", "0", "--threads", "1"], args].concat()))
+    }
+
+    fn begin(mut command: Command) -> Server {
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         let mut line = String::new();
@@ -114,10 +117,67 @@ fn memory_is_what_it_was_planned_to_be() {
         let reply = server.ask("/v1/completions", &json!({ "prompt": prompt, "max_tokens": 8 }));
         assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
     }
+    // Bodies that are not sent to their end are in the plan, too: as many as are let in.
+    let length = 2_000_000;
+    let head = format!("POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n");
+    let halves: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&server.address).expect("it listens");
+            stream.set_write_timeout(Some(Duration::from_millis(200))).expect("a timeout");
+            // Those that wait for their turn are not read.
+            let _ = stream.write_all(&[head.as_bytes(), &vec![b' '; length - 1]].concat());
+            stream
+        })
+        .collect();
+    assert!(gauge("exotherm_http_held_bytes") >= 2.0 * length as f64);
     let resident = gauge("exotherm_resident_memory_bytes");
+    drop(halves);
     assert!((resident / GIVEN - 1.0).abs() < 0.1, "{resident} of {GIVEN}");
     server.signal("-TERM");
     assert_eq!(server.end().0, Some(0));
+}
+
+/// A server that is given too little says how much it takes, and takes that.
+#[test]
+#[cfg(unix)]
+fn the_memory_that_is_told_is_the_memory_to_give() {
+    let user = User::new();
+    let model = user.talking_model("talker", true);
+    let with = |mib: usize, more: &[&str]| -> Vec<String> {
+        let memory = format!("--memory={mib}M");
+        let args = [&[model.as_str(), "--ctx", "4096", "--max-seqs", "2", &memory], more].concat();
+        args.into_iter().map(str::to_string).collect()
+    };
+    let refused = |mib: usize| {
+        let args = with(mib, &["--port", "0"]);
+        user.run(&["serve"].into_iter().chain(args.iter().map(String::as_str)).collect::<Vec<_>>())
+    };
+    let little = refused(17);
+    little.fails(1, &["17 MiB of memory are too few", "beside the model 20;"]);
+    let told = little.stderr.split("needs ").nth(1).and_then(|rest| rest.split(' ').next());
+    let told: usize = told.and_then(|number| number.parse().ok()).expect("a number");
+    refused(told - 1).fails(1, &["are too few"]);
+    let args = with(told, &[]);
+    let server = Server::start(&user, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    server.signal("-TERM");
+    let (code, said) = server.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("requests          4.0 MiB"), "{said}");
+}
+
+#[test]
+#[cfg(all(unix, not(feature = "otlp")))]
+fn a_collector_that_nothing_is_sent_to_is_not_passed_over() {
+    let user = User::new();
+    let model = user.talking_model("talker", true);
+    let mut command = user.command(&["serve", &model, "--port", "0", "--threads", "1"]);
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318");
+    let server = Server::begin(command);
+    server.signal("-TERM");
+    let (code, said) = server.end();
+    assert_eq!(code, Some(0), "{said}");
+    let about = said.lines().filter(|line| line.contains("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    assert!(about.count() == 1 && said.contains("cargo feature `otlp`"), "{said}");
 }
 
 #[test]
@@ -139,7 +199,7 @@ fn a_server_answers_and_ends_in_good_order() {
     assert!(text.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"), "{text}");
     let (code, said) = server.end();
     assert_eq!(code, Some(0), "{said}");
-    for word in ["2 sequences of up to", "weights", "KV cache", "total", "stopping"] {
+    for word in ["2 sequences of up to", "weights", "KV cache", "total", "requests", "in all", "stopping"] {
         assert!(said.contains(word), "no {word:?} in {said}");
     }
 }

@@ -78,7 +78,7 @@ fn check(name: &str, program: &Program, crowd: Crowd, kv_type: KvType, seed: u64
     let backend = CpuBackend::new(1);
     let mut numbers = Numbers(seed);
     let (max_seqs, blocks, chunk, requests, pause) = match crowd {
-        Crowd::Few => (2 + numbers.below(4), CTX / BLOCK + numbers.below(4), 1 + numbers.below(30), 20, 8),
+        Crowd::Few => (3 + numbers.below(3), CTX / BLOCK + numbers.below(3), 1 + numbers.below(30), 30, 4),
         Crowd::Sixteen => (16, 16 * CTX / BLOCK, 60 + numbers.below(60), 40, 2),
     };
     let config = EngineConfig {

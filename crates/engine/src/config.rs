@@ -47,13 +47,15 @@ impl EngineConfig {
     /// Sequences that a server runs at a time unless it is told otherwise.
     pub const SERVING_SEQS: usize = 16;
 
-    /// `max_seqs` sequences of `ctx` tokens; however many of them write, at least half of a step is left for prompts. Each
+    /// `max_seqs` sequences of `ctx` tokens; however many of them write, at least half of a step is left for prompts. A few
+    /// rows of logits make it worth while to read a prompt of which every token is asked for, even in a small server. Each
     /// sequence has a state at the end of its prompt and one that moves along with its answer: two snapshots for each.
     /// Those on the way through prompts have the places that these leave.
     pub fn serving(ctx: usize, max_seqs: usize) -> EngineConfig {
         EngineConfig {
             max_seqs,
             chunk: max_seqs.min(ctx).saturating_mul(2).max(64),
+            logit_rows: Self::SERVING_SEQS,
             snapshots: max_seqs.saturating_mul(2),
             ..EngineConfig::new(ctx)
         }
@@ -74,7 +76,7 @@ impl EngineConfig {
         if !fits(&self) {
             let (ctx, max_seqs) = (self.ctx, self.max_seqs);
             let least = MemoryPlan::new(program, backend, &self);
-            return Err(EngineError::Budget { budget: bytes, ctx, max_seqs, least });
+            return Err(EngineError::Budget { budget: bytes, ctx, max_seqs, least, beside: 0 });
         }
         self.snapshots =
             most(0, wanted_snapshots, |snapshots| fits(&EngineConfig { snapshots, ..self.clone() }));

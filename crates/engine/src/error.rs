@@ -33,15 +33,16 @@ pub enum EngineError {
     Memory { ctx: usize, max_seqs: usize },
     #[error(
         "{} MiB of memory are too few: a sequence of {ctx} tokens beside {max_seqs} places needs {} MiB, of which weights \
-         {}, KV cache {}, states {}, scratch {}; a smaller --ctx or --max-seqs needs less",
+         {}, KV cache {}, states {}, scratch {}{}; a smaller --ctx or --max-seqs needs less",
         budget >> 20,
-        mib(least.total()),
+        mib(least.total().saturating_add(*beside)),
         mib(least.weights),
         mib(least.kv),
         mib(least.recurrent),
-        mib(least.scratch)
+        mib(least.scratch),
+        if *beside > 0 { format!(", beside the model {}", mib(*beside)) } else { String::new() }
     )]
-    Budget { budget: usize, ctx: usize, max_seqs: usize, least: MemoryPlan },
+    Budget { budget: usize, ctx: usize, max_seqs: usize, least: MemoryPlan, beside: usize },
     #[error(
         "a prompt of {prompt} tokens and {max_tokens} tokens to generate need {need} blocks of the KV cache, there are \
          {blocks}; a larger --memory, a shorter prompt or fewer --max-tokens help"

@@ -172,6 +172,8 @@ pub struct RequestStats {
     pub is_fork: bool,
     /// Tokens emitted; a stop token is not among them.
     pub generated: usize,
+    /// How likely the stop token was that ended the answer, where log-probabilities were asked for.
+    pub stop_logprob: Option<f32>,
     /// Times that it gave its blocks back to others and was computed anew.
     pub preemptions: usize,
     /// From submission to the first step.

@@ -53,6 +53,8 @@ pub(crate) struct Sequence {
     /// Whether it began where another choice of its prompt was.
     pub is_fork: bool,
     pub preemptions: usize,
+    /// Of the stop token that ended it.
+    pub stop_logprob: Option<f32>,
     max_tokens: usize,
     most_positions: usize,
     stop_tokens: Vec<u32>,
@@ -114,6 +116,7 @@ impl Sequence {
             cached: None,
             is_fork: false,
             preemptions: 0,
+            stop_logprob: None,
             max_tokens: request.max_tokens,
             most_positions,
             stop_tokens: request.stop_tokens,
@@ -205,6 +208,7 @@ impl Sequence {
             cached_tokens: self.cached.unwrap_or(0),
             is_fork: self.is_fork,
             generated: self.output().len(),
+            stop_logprob: self.stop_logprob,
             preemptions: self.preemptions,
             queued: started - self.submitted,
             prompt_time: first_token - started,

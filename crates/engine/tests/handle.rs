@@ -152,13 +152,39 @@ fn a_drained_engine_finishes_and_a_stopped_one_tells_so() {
     assert!(matches!(first.submit(vec![heard(greedy(&[1], 1)).0]), Err(Refusal::Draining)));
     assert_eq!(to_the_end(&updates).1, FinishReason::Length);
     first.shut_down();
-    let second = handle(8);
+    // Its first step is not over before it is told to stop.
+    let (goes_on, gate) = channel::<()>();
+    let gate = Arc::new(Mutex::new(gate));
+    let backend = Wrapped::new(Box::new(ReferenceBackend), move |inner, _| Waits(inner, Arc::clone(&gate)));
+    let engine = Engine::new(&transformer(), &backend, config(CTX, 4, 8)).expect("small");
+    let second = EngineHandle::start(engine, 8).expect("a thread");
     let (_ticket, updates) = submit(&second, greedy(&[1], 60));
     second.cancel_all();
-    let reason = to_the_end(&updates).1;
-    assert!(matches!(reason, FinishReason::Cancelled | FinishReason::Length), "{reason:?}");
+    drop(goes_on);
+    let (tokens, reason, fault) = to_the_end(&updates);
+    assert_eq!((reason, fault), (FinishReason::Cancelled, None));
+    assert!(tokens.len() <= 1, "{tokens:?}");
     second.shut_down();
     assert!(matches!(second.submit(vec![heard(greedy(&[1], 1)).0]), Err(Refusal::Draining)));
+}
+
+/// Every step waits for something to come through a channel, or for its end.
+struct Waits(Box<dyn Executor>, Arc<Mutex<Receiver<()>>>);
+
+impl Wrapper for Waits {
+    fn inner(&self) -> &dyn Executor {
+        self.0.as_ref()
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        self.0.as_mut()
+    }
+
+    fn run(&mut self, batch: &Batch) -> Result<(), BackendError> {
+        // That it has ended is as good.
+        let _ = self.1.lock().expect("nobody panics while it is held").recv();
+        self.0.run(batch)
+    }
 }
 
 /// Panics in every step that has this token.

@@ -42,7 +42,7 @@ fn a_budget_is_used_up_and_not_passed() {
             let has_kv = !program.state().kv.is_empty();
             let is_recurrent = !program.state().recurrent.is_empty();
             let least = match asked.clone().within(1, &program, &*backend) {
-                Err(EngineError::Budget { budget: 1, ctx: 100, max_seqs: 4, least }) => least,
+                Err(EngineError::Budget { budget: 1, ctx: 100, max_seqs: 4, least, beside: 0 }) => least,
                 other => panic!("{other:?}"),
             };
             for more in [0, 1, 1000, 10_000, 100_000] {

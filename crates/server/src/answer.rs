@@ -7,9 +7,9 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use serde_json::Value;
 
-use crate::body::Holds;
+use crate::body::{Holds, Share};
 use crate::error::{ApiError, json_response};
-use crate::generate::{Choice, Logged, Progress, Prompt, Running, most_logged};
+use crate::generate::{Choice, Logged, Progress, Prompt, Running, asked_logged, check_logged};
 use crate::ids;
 use crate::logprobs::{self, LOGGED_BYTES};
 use crate::model::now_s;
@@ -95,9 +95,10 @@ impl Job {
     ) -> Result<Response<Body>, ApiError> {
         self.check_size()?;
         trace.model(&self.params.model.id);
-        // What is told at once of likelihoods is the only thing that can be large.
+        // What is told at once of likelihoods is the only thing that can be large. What is asked for has its room from the
+        // start, what nobody foresaw takes it as it comes.
         let mut share = trace.share();
-        share.grow(most_logged(&self.params, &self.prompts)?.saturating_mul(LOGGED_BYTES))?;
+        share.grow(asked_logged(&self.params, &self.prompts)?.saturating_mul(LOGGED_BYTES))?;
         let (prompts, name) = (Arc::clone(&self.prompts), self.kind.prompt());
         let running = Running::start(&self.params, prompts, name, timeout, &share).await?;
         let envelope = self.envelope();
@@ -108,7 +109,7 @@ impl Job {
                 stream::response(self, envelope, running, trace)
             }
             false => {
-                let text = self.whole(&envelope, running, &trace).await?;
+                let text = self.whole(&envelope, running, &trace, &mut share).await?;
                 share.set(text.len());
                 trace.hold(share);
                 json_response(StatusCode::OK, text)
@@ -122,12 +123,17 @@ impl Job {
         envelope: &Envelope,
         mut running: Running,
         trace: &Trace,
+        share: &mut Share,
     ) -> Result<String, ApiError> {
+        let mut logged = 0;
         let count = running.choices.len();
         let mut said: Vec<(String, Vec<Logged>)> =
             (0..count).map(|i| (self.echo(i).to_string(), Vec::new())).collect();
         while !running.is_finished() {
             let Progress { choice, text, log, .. } = running.next().await?;
+            logged += log.iter().map(Logged::numbers).sum::<usize>();
+            check_logged(logged)?;
+            share.grow((logged * LOGGED_BYTES).saturating_sub(share.bytes()))?;
             said[choice].0.push_str(&text);
             said[choice].1.extend(log);
         }

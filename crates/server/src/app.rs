@@ -33,11 +33,15 @@ pub struct Config {
     pub max_bodies_bytes: usize,
     pub max_header_bytes: usize,
     pub max_connections: usize,
+    /// How long a client may be silent in the middle of a body, all in all longer only as it sends `least_rate`: what it has
+    /// been given room for is wanted by others.
+    pub body_silence: Duration,
     /// How long a client may take to send a request's head, its body, or to take in a piece of the reply.
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub write_timeout: Duration,
-    /// Bytes of the reply that a client which keeps the server waiting must take in a second, on the whole.
+    /// Bytes that a client which keeps the server waiting must send of a body, or take in of the reply, in a second, on the
+    /// whole.
     pub least_rate: usize,
 }
 
@@ -54,6 +58,7 @@ impl Default for Config {
             max_bodies_bytes: 64 << 20,
             max_header_bytes: 32 << 10,
             max_connections: 512,
+            body_silence: Duration::from_secs(5),
             header_timeout: Duration::from_secs(20),
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),

@@ -8,58 +8,108 @@ use axum::extract::Request;
 use axum::http::StatusCode;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::app::Config;
 use crate::error::ApiError;
+use crate::wire::Pace;
+
+/// Bytes from which on a body is large: reading such takes seconds, and they take turns, so that others find a thread.
+pub const LARGE: usize = 64 << 10;
+
+/// How long who waits for room waits before it looks again.
+const TURN: Duration = Duration::from_millis(5);
+
+/// What may take of the room. Large bodies leave half of it alone and replies an eighth, so that there is always some for
+/// requests that are small, however slowly others send and read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    Large,
+    Reply,
+    Small,
+}
 
 /// The memory that all bodies together may take, and all that is made of them.
 pub struct Room {
     used: AtomicUsize,
-    pub most: usize,
+    most: usize,
+    /// The turns of bodies that wait, of each kind by themselves.
+    large: Semaphore,
+    small: Semaphore,
 }
 
 impl Room {
     pub fn new(most: usize) -> Arc<Room> {
-        Arc::new(Room { used: AtomicUsize::new(0), most })
+        let (large, small) = (Semaphore::new(1), Semaphore::new(1));
+        Arc::new(Room { used: AtomicUsize::new(0), most, large, small })
     }
 
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Acquire)
+    }
+
+    /// How full this part may make it.
+    pub fn most(&self, part: Part) -> usize {
+        match part {
+            Part::Large => self.most / 2,
+            Part::Reply => self.most - self.most / 8,
+            Part::Small => self.most,
+        }
     }
 }
 
 /// A request's part of the room, given back when it is dropped.
 pub struct Share {
     room: Arc<Room>,
+    part: Part,
     bytes: usize,
 }
 
 impl Share {
-    pub fn new(room: &Arc<Room>) -> Share {
-        Share { room: Arc::clone(room), bytes: 0 }
+    pub fn new(room: &Arc<Room>, part: Part) -> Share {
+        Share { room: Arc::clone(room), part, bytes: 0 }
     }
 
     /// One of the same room, with nothing in it.
     pub fn another(&self) -> Share {
-        Share::new(&self.room)
+        Share::new(&self.room, self.part)
     }
 
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Takes more, if there is more.
+    /// Takes more, if there is more. What could never be had is refused for good, not put off.
     pub fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
-        let more = |used: usize| used.checked_add(bytes).filter(|&used| used <= self.room.most);
-        let grown = self.room.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
-        grown.map_err(|_| {
-            ApiError::unavailable(
-                "overloaded",
-                "large requests and replies take all the memory there is for them",
-            )
-        })?;
-        self.bytes += bytes;
-        Ok(())
+        let most = self.room.most(self.part);
+        let all = self.bytes.saturating_add(bytes);
+        if bytes > 0 && all > most {
+            let message = format!("this takes {all} bytes of memory, the server has {most} for it");
+            return Err(ApiError::bad("too_much_memory", message));
+        }
+        if self.try_grow(bytes) { Ok(()) } else { Err(overloaded()) }
+    }
+
+    fn try_grow(&mut self, bytes: usize) -> bool {
+        let most = self.room.most(self.part);
+        let more = |used: usize| used.checked_add(bytes).filter(|&used| used <= most);
+        // Nothing is always there.
+        let grown =
+            bytes == 0 || self.room.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok();
+        self.bytes += if grown { bytes } else { 0 };
+        grown
+    }
+
+    /// Takes more as soon as it is there; who came before goes first.
+    async fn wait_for(&mut self, bytes: usize) {
+        let room = Arc::clone(&self.room);
+        let turn = if self.part == Part::Large { &room.large } else { &room.small };
+        // It is never closed.
+        let _turn = turn.acquire().await;
+        while !self.try_grow(bytes) {
+            sleep(TURN).await;
+        }
     }
 
     /// Counts what is taken now, which has bounds of its own: others are refused for it, not this one.
@@ -87,35 +137,56 @@ pub struct Received {
     pub share: Share,
 }
 
-/// Reads a request's body; the client has `patience` to send it. What is left of a body that is refused is read when the
-/// client has been told so.
-pub async fn read(
-    request: Request,
-    most: usize,
-    patience: Duration,
-    room: &Arc<Room>,
-) -> Result<Received, ApiError> {
+impl Received {
+    /// All the room for a body of so many bytes, before any of them is read: a body that is begun never waits for others.
+    async fn with_room(bytes: usize, patience: Duration, room: &Arc<Room>) -> Result<Received, ApiError> {
+        let part = if bytes > LARGE { Part::Large } else { Part::Small };
+        let mut share = Share::new(room, part);
+        timeout(patience, share.wait_for(bytes)).await.map_err(|_| overloaded())?;
+        Ok(Received { bytes: Vec::with_capacity(bytes), share })
+    }
+}
+
+/// Reads a request's body, for which the client has so much time, and less if it is silent in the middle of it. What is left
+/// of a body that is refused is read when the client has been told so.
+pub async fn read(request: Request, config: &Config, room: &Arc<Room>) -> Result<Received, ApiError> {
+    let most = config.max_body_bytes.min(room.most(Part::Large));
     let mut body = request.into_body();
     let declared = body.size_hint().exact();
     if declared.is_some_and(|bytes| bytes > most as u64) {
         return Err(too_large(most));
     }
-    let mut received = Received { bytes: Vec::new(), share: Share::new(room) };
-    let deadline = Instant::now() + patience;
+    // One whose length is not told beforehand is small until it turns out to be large.
+    let expected = declared.map_or(LARGE.min(most), |bytes| bytes as usize);
+    let mut received = Received::with_room(expected, config.body_timeout, room).await?;
+    let mut deadline = Instant::now() + config.body_timeout;
+    let mut pace = Pace::new(config.body_silence, config.least_rate);
     loop {
-        let frame = timeout_at(deadline, body.frame()).await.map_err(|_| {
+        let asked = Instant::now();
+        let patience = deadline.min(asked + pace.left());
+        let frame = timeout_at(patience, body.frame()).await.map_err(|_| {
             ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not come in time")
                 .with_header("connection", "close")
         })?;
         let Some(frame) = frame else { return Ok(received) };
         let frame = frame.map_err(|e| ApiError::bad("broken_body", format!("the body broke off: {e}")))?;
         let Some(data) = frame.data_ref() else { continue };
+        pace.waited(asked.elapsed(), data.len());
         if data.len() > most - received.bytes.len() {
             return Err(too_large(most));
         }
-        received.share.grow(data.len())?;
+        if data.len() > received.share.bytes() - received.bytes.len() {
+            let mut large = Received::with_room(most, config.body_timeout, room).await?;
+            large.bytes.extend_from_slice(&received.bytes);
+            (received, deadline) = (large, Instant::now() + config.body_timeout);
+        }
         received.bytes.extend_from_slice(data);
     }
+}
+
+fn overloaded() -> ApiError {
+    let message = "large requests and replies take all the memory there is for them";
+    ApiError::unavailable("overloaded", message)
 }
 
 fn too_large(most: usize) -> ApiError {

@@ -114,7 +114,9 @@ fn of_tokens(tokens: Raw, model: &ServedModel, echo: bool, path: &str) -> Result
         ids.push(token(id, path, i, last)?);
         Ok(())
     })?;
-    let text = if echo { model.tokenizer.decode(&ids, true) } else { Ok(String::new()) };
+    // The same text as where it is given as one: what is put around a text was not written by anybody.
+    let written = if echo { model.tokenizer.without_added(&ids) } else { &[] };
+    let text = model.tokenizer.decode(written, true);
     let echo = text.map_err(|error| ApiError::from_tokenizer(&error, path))?;
     Ok(Prompt { ids, echo })
 }

@@ -15,6 +15,7 @@ type Bound = (&'static str, fn(&ServedModel) -> usize);
 const BOUNDS: &[Bound] = &[
     ("/Generation/properties/n/maximum", |model| model.handle.most_open().min(MOST_CHOICES)),
     ("/Generation/properties/max_tokens/maximum", |model| model.handle.ctx()),
+    ("/CompletionRequest/properties/prompt/oneOf/2/maxItems", |model| model.handle.most_open()),
     ("/ChatRequest/properties/max_completion_tokens/maximum", |model| model.handle.ctx()),
     ("/Tokens/maxItems", |model| model.handle.ctx()),
     ("/Tokens/items/maximum", |model| model.handle.vocab().saturating_sub(1)),

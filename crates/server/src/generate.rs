@@ -20,6 +20,9 @@ use crate::params::Params;
 /// its request is cancelled.
 const MOST_UNREAD: usize = 4_096;
 
+/// Tokens of a request that may wait however much memory others take.
+const FEW_UNREAD: usize = 64;
+
 pub struct Prompt {
     pub ids: Vec<u32>,
     /// The prompt as text, where the answer is to begin with it.
@@ -66,13 +69,20 @@ pub struct Choice {
     shown: usize,
 }
 
-/// A token and how likely it was.
+/// A token and how likely it was, if that is known.
 pub struct Logged {
     pub token: u32,
     /// Characters before it, of the answer and of the prompt if that is told.
     pub offset: usize,
     /// Nothing is known of a prompt's first token.
     pub logprobs: Option<Box<TokenLogprobs>>,
+}
+
+impl Logged {
+    /// Numbers that are told of it.
+    pub fn numbers(&self) -> usize {
+        self.logprobs.as_ref().map_or(1, |known| 1 + known.top.len())
+    }
 }
 
 /// What came of an update.
@@ -104,13 +114,15 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// `None` where there is no memory left for more. What a reply that is told as a whole takes has been counted.
-    fn new(choice: usize, update: Update, room: Option<&Share>) -> Option<Waiting> {
-        let mut share = None;
-        if let (Update::Token { logprobs: Some(logprobs), .. }, Some(room)) = (&update, room) {
+    /// `None` where so many wait for the same request that there is no memory left for more. What a reply that is told as a
+    /// whole takes has been counted.
+    fn new(choice: usize, update: Update, others: usize, room: Option<&Share>) -> Option<Waiting> {
+        let mut share = room.map(Share::another);
+        if let (Update::Token { logprobs: Some(logprobs), .. }, Some(share)) = (&update, &mut share) {
             let top = logprobs.top.len() * size_of::<TokenLogprob>();
-            let own: &mut Share = share.insert(room.another());
-            own.grow(size_of::<Waiting>() + size_of::<TokenLogprobs>() + top).ok()?;
+            let bytes = size_of::<Waiting>() + size_of::<TokenLogprobs>() + top;
+            // Who reads is not cut off because others do not.
+            if others < FEW_UNREAD { share.set(bytes) } else { share.grow(bytes).ok()? }
         }
         Some(Waiting { choice, update, _share: share })
     }
@@ -132,9 +144,10 @@ impl Running {
         let overrun = Arc::<AtomicBool>::default();
         let listener = |i: usize| -> Listener {
             let (tell, overrun) = (tell.clone(), Arc::clone(&overrun));
-            let room = params.stream.then(|| room.another());
+            let room = params.logprobs.filter(|_| params.stream).map(|_| room.another());
             Box::new(move |update| {
-                let sent = match Waiting::new(i, update, room.as_ref()) {
+                let others = tell.max_capacity() - tell.capacity();
+                let sent = match Waiting::new(i, update, others, room.as_ref()) {
                     Some(waiting) => tell.try_send(waiting).map_err(|e| matches!(e, TrySendError::Full(_))),
                     None => Err(true),
                 };
@@ -150,7 +163,9 @@ impl Running {
         let tickets = params.model.submit(submissions);
         let name = |i| entry_name(prompt, i, prompts.len());
         let tickets = tickets.map_err(|refusal| ApiError::from_refusal(&refusal, name))?;
-        let choices = tickets.into_iter().map(|ticket| Choice::new(params, ticket)).collect();
+        let before = |i: usize| if params.continues { &prompts[i / params.best_of].ids[..] } else { &[] };
+        let choice = |(i, ticket)| Choice::new(params, before(i), ticket);
+        let choices = tickets.into_iter().enumerate().map(choice).collect();
         let tokenizer = Arc::clone(&params.model.tokenizer);
         let mut running = Running { updates, overrun, choices, prompts, tokenizer, prompt };
         while !running.choices.iter().all(|choice| choice.is_accepted) {
@@ -214,22 +229,29 @@ impl Running {
 /// Log-probabilities that a reply may hold which is told as a whole.
 const MOST_LOGGED: usize = 100_000;
 
-/// How many log-probabilities a reply may hold: those of all tokens where it is told as a whole, those of the prompts, if
-/// they are wanted, where it is a stream. Refused where they would take more memory than is planned for.
-pub fn most_logged(params: &Params, prompts: &[Prompt]) -> Result<usize, ApiError> {
+/// How many log-probabilities are asked for: those of the prompts, if they are wanted, and of as many tokens of the answers
+/// as the client said, where it did and the reply is told as a whole. Refused where they would take more memory than is
+/// planned for.
+pub fn asked_logged(params: &Params, prompts: &[Prompt]) -> Result<usize, ApiError> {
     let Some(top) = params.logprobs else { return Ok(0) };
     let logged = |prompt: &Prompt| {
-        let answer = if params.stream { 0 } else { most_tokens(params, prompt) };
+        let answer = if params.stream { 0 } else { params.max_tokens.unwrap_or(0) };
         answer.saturating_add(if params.logs_prompt { prompt.ids.len() } else { 0 })
     };
     let tokens = prompts.iter().map(logged).fold(0, usize::saturating_add);
     let logged = tokens.saturating_mul(params.best_of).saturating_mul(usize::from(top) + 1);
+    check_logged(logged)?;
+    Ok(logged)
+}
+
+/// Refuses more log-probabilities in one reply than there is memory for.
+pub fn check_logged(logged: usize) -> Result<(), ApiError> {
     if logged <= MOST_LOGGED {
-        return Ok(logged);
+        return Ok(());
     }
     let message = format!(
-        "logprobs would tell up to {logged} numbers at once, the most is {MOST_LOGGED}; fewer of them, a smaller \
-         max_tokens or n, or \"stream\": true help, and fewer prompts where they are told, too"
+        "logprobs would tell {logged} numbers at once or more, the most is {MOST_LOGGED}; fewer of them, a smaller \
+         max_tokens or n, or \"stream\": true help, and less of a prompt where it is told, too"
     );
     Err(ApiError::param("logprobs", "invalid_value", message))
 }
@@ -253,9 +275,10 @@ fn request(params: &Params, prompt: &Prompt, deadline: Option<Instant>) -> Reque
 }
 
 impl Choice {
-    fn new(params: &Params, ticket: Ticket) -> Choice {
+    /// `before` are the tokens whose text the answer goes on with.
+    fn new(params: &Params, before: &[u32], ticket: Ticket) -> Choice {
         Choice {
-            stream: Stream::new(Arc::clone(&params.model.tokenizer), false),
+            stream: Stream::after(before, Arc::clone(&params.model.tokenizer), false),
             matcher: StopMatcher::new(params.stops.iter().cloned()),
             ticket: Some(ticket),
             is_accepted: false,
@@ -270,9 +293,12 @@ impl Choice {
         }
     }
 
-    /// How likely its tokens were on average.
+    /// How likely its tokens were on average, the one that ended it included: an empty answer is as likely as its end.
     pub fn mean_logprob(&self) -> f64 {
-        self.logprob_sum / self.tokens.max(1) as f64
+        // The text may have ended earlier, with a stop string.
+        let end = self.stats.stop_logprob.filter(|_| !self.matcher.stopped());
+        let count = self.tokens + usize::from(end.is_some());
+        (self.logprob_sum + end.map_or(0.0, f64::from)) / count.max(1) as f64
     }
 
     /// The prompt's tokens, where the answer begins with them.

@@ -43,12 +43,14 @@ pub fn of_completion(tokenizer: &Tokenizer, log: &[Logged]) -> String {
     list(&mut out, log, |out, logged| write(out, format_args!("{}", logprob(logged))));
     out.push_str(r#"],"top_logprobs":["#);
     list(&mut out, log, |out, logged| {
-        if logged.logprobs.is_none() {
-            return out.push_str("null");
-        }
+        let Some(known) = &logged.logprobs else { return out.push_str("null") };
         out.push('{');
-        let top: Vec<(Value, &TokenLogprob)> =
-            top(logged).iter().map(|top| (name(tokenizer, top.token), top)).collect();
+        // The token itself is among them, also where others are likelier.
+        let own = TokenLogprob { token: logged.token, logprob: known.logprob };
+        let is_own = |top: &TokenLogprob| top.token == own.token;
+        let own = (!known.top.iter().any(is_own)).then_some(own);
+        let top: Vec<(Value, TokenLogprob)> =
+            known.top.iter().copied().chain(own).map(|top| (name(tokenizer, top.token), top)).collect();
         // Two tokens may have one text; the likelier one comes first, and a name stands once.
         let first = |i: usize| !top[..i].iter().any(|(name, _)| *name == top[i].0);
         let named: Vec<usize> = (0..top.len()).filter(|&i| first(i)).collect();

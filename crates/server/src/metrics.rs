@@ -112,8 +112,10 @@ const FAMILIES: &[Family] = &[
         "Requests to the engine by outcome",
         "outcome",
         &[
-            ("stop", |s| s.outcomes.stop as f64),
-            ("length", |s| s.outcomes.length as f64),
+            ("stop", |s| s.outcomes.stop.saturating_sub(s.embeddings.stop) as f64),
+            ("length", |s| s.outcomes.length.saturating_sub(s.embeddings.length) as f64),
+            // A text that is embedded has no answer that could end in one way or another.
+            ("embedded", |s| (s.embeddings.stop + s.embeddings.length) as f64),
             ("cancelled", |s| s.outcomes.cancelled as f64),
             ("deadline", |s| s.outcomes.late as f64),
             ("failed", |s| s.outcomes.failed as f64),

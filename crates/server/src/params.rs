@@ -89,6 +89,8 @@ pub struct Params {
     /// `None`: as many as fit.
     pub max_tokens: Option<usize>,
     pub stops: Vec<String>,
+    /// Whether the answer goes on with its prompt's text; a chat's is a text of its own.
+    pub continues: bool,
     pub ignore_eos: bool,
     pub n: usize,
     /// As many are made, and the `n` best of them told.
@@ -123,6 +125,7 @@ impl Params {
             sampling,
             max_tokens,
             stops,
+            continues: !is_chat,
             ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
             n,
             best_of: n,
@@ -250,17 +253,36 @@ fn stream_options(fields: &mut Fields, leniency: &mut Leniency, stream: bool) ->
     Ok(include)
 }
 
-/// As many as OpenAI allows.
+/// As many as OpenAI allows, and as long.
 const MOST_METADATA: usize = 16;
+const MOST_METADATA_NAME: usize = 64;
+const MOST_METADATA_TEXT: usize = 512;
+
+/// Names and texts that a client keeps beside its request.
+fn metadata(fields: &mut Fields) -> Result<(), ApiError> {
+    let path = fields.path("metadata");
+    let Some(value) = fields.take("metadata") else { return Ok(()) };
+    for (name, text) in fields::object(value, &path, MOST_METADATA)? {
+        let path = format!("{path}.{}", fields::shortened(&name));
+        let text = fields::string(text, &path, "a string")?;
+        for (what, text, most) in [("name", &*name, MOST_METADATA_NAME), ("text", &text, MOST_METADATA_TEXT)]
+        {
+            let chars = text.chars().count();
+            if chars > most {
+                let message = format!("the {what} of {path} has {chars} characters, {most} are the most");
+                return Err(ApiError::param(path, "invalid_value", message));
+            }
+        }
+    }
+    Ok(())
+}
 
 /// What clients send along and what changes no answer.
 fn benign(fields: &mut Fields, leniency: &mut Leniency) -> Result<(), ApiError> {
     for name in ["user", "safety_identifier", "prompt_cache_key"] {
         fields.string(name)?;
     }
-    if let Some(metadata) = fields.take("metadata") {
-        fields::object(metadata, &fields.path("metadata"), MOST_METADATA)?;
-    }
+    metadata(fields)?;
     leniency.only(fields, "response_format", &[json!({ "type": "text" })])?;
     leniency.only(fields, "store", &[json!(false)])?;
     leniency.only(fields, "service_tier", &[json!("auto"), json!("default")])

@@ -18,7 +18,7 @@ use tracing::{Instrument, info_span};
 
 use crate::answer::Job;
 use crate::app::App;
-use crate::body::{Holds, Received};
+use crate::body::{Holds, LARGE, Received};
 use crate::error::{ApiError, Told, json_response};
 use crate::model::Models;
 use crate::params::with_warning;
@@ -270,9 +270,6 @@ fn replied(answered: Result<Reply, ApiError>) -> Reply {
 
 type Reader<T> = fn(&[u8], &Models, bool) -> Result<T, ApiError>;
 
-/// Bytes from which on a request is large: reading such takes seconds, and they take turns, so that others find a thread.
-const LARGE: usize = 64 << 10;
-
 /// Set when nobody waits for a request any more.
 #[derive(Default)]
 struct Abandoned(Arc<AtomicBool>);
@@ -291,8 +288,7 @@ async fn read<T: Holds + Send + 'static>(
     request: Request,
     of: Reader<T>,
 ) -> Result<T, ApiError> {
-    let config = &app.config;
-    let received = body::read(request, config.max_body_bytes, config.body_timeout, &app.room).await?;
+    let received = body::read(request, &app.config, &app.room).await?;
     app.check_open()?;
     let turn = match received.bytes.len() > LARGE {
         // It is never closed.

@@ -8,7 +8,7 @@ use exotherm_observe::REQUESTS;
 use tracing::{Level, Span, enabled, info};
 
 use crate::app::App;
-use crate::body::{Room, Share};
+use crate::body::{Part, Room, Share};
 use crate::error::ApiError;
 use crate::generate::Choice;
 use crate::metrics::{Counters, InFlight};
@@ -64,13 +64,13 @@ impl Trace {
         })
     }
 
-    /// A share of the memory that there is for requests and replies, with nothing in it.
+    /// A share of the memory that there is for replies, with nothing in it.
     pub fn share(&self) -> Share {
-        Share::new(&self.room)
+        Share::new(&self.room, Part::Reply)
     }
 
     pub fn most_held(&self) -> usize {
-        self.room.most
+        self.room.most(Part::Reply)
     }
 
     /// Counts memory as taken until the reply is written.

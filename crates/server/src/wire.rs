@@ -169,12 +169,18 @@ impl Pace {
     }
 
     fn took(&mut self, bytes: usize) {
-        let Some((since, _)) = self.stalled.take() else { return self.earn(bytes) };
-        self.left = self.left.saturating_sub(since.elapsed());
-        self.earn(bytes);
+        let stalled = self.stalled.take();
+        self.waited(stalled.map_or(Duration::ZERO, |(since, _)| since.elapsed()), bytes);
     }
 
-    fn earn(&mut self, bytes: usize) {
+    /// How long it may go on like this.
+    pub fn left(&self) -> Duration {
+        self.left
+    }
+
+    /// So many bytes came after so much time.
+    pub fn waited(&mut self, time: Duration, bytes: usize) {
+        self.left = self.left.saturating_sub(time);
         let earned = Duration::from_secs_f64(bytes as f64 / self.least_rate as f64);
         self.left = self.left.saturating_add(earned).min(self.patience);
     }

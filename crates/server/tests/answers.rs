@@ -190,7 +190,7 @@ fn a_receipt_says_what_made_the_answer() {
 fn what_clients_send_along_is_taken() {
     let served = Served::new();
     let extra = json!({
-        "user": "u", "metadata": { "a": "b" }, "store": false, "response_format": { "type": "text" },
+        "user": "u", "metadata": { "a": "b", "n".repeat(64): "é".repeat(512) }, "store": false, "response_format": { "type": "text" },
         "service_tier": "auto", "logprobs": null, "tools": [], "parallel_tool_calls": true, "modalities": ["text"],
         "max_completion_tokens": 3, "seed": -7, "stop": null, "n": 1,
         "messages": [
@@ -307,6 +307,29 @@ fn the_best_of_several_are_the_likeliest() {
     assert_eq!(texts, [&made[0]["text"], &made[1]["text"]]);
     assert_eq!((&best["choices"][1]["index"], &best["choices"][0]["logprobs"]), (&json!(1), &Value::Null));
     assert_eq!(best["usage"]["completion_tokens"], 48);
+}
+
+/// An answer may be empty because its end was chosen at once, which does not make it the likeliest.
+#[test]
+fn an_empty_answer_is_as_likely_as_its_end() {
+    const END: &str = "0";
+    let served = Served::new();
+    let told = |choice: &Value| choice["logprobs"]["token_logprobs"][0].as_f64();
+    let base = json!({ "max_tokens": 1, "logprobs": 0 });
+    let sure = json!({ "temperature": 0, "ignore_eos": true, "logit_bias": { END: 100 } });
+    let end = told(&served.complete(&merged(base.clone(), &sure)).fine()["choices"][0]).expect("it is told");
+    let drawn = merged(base, &json!({ "seed": 3, "logit_bias": { END: 5 } }));
+    let all = served.complete(&merged(drawn.clone(), &json!({ "n": 12 }))).fine();
+    let made: Vec<(&str, f64)> = all["choices"]
+        .as_array()
+        .expect("choices")
+        .iter()
+        .map(|choice| (choice["text"].as_str().expect("a text"), told(choice).unwrap_or(end)))
+        .collect();
+    let likeliest = made.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are some").0;
+    assert!(!likeliest.is_empty() && made.iter().any(|made| made.0.is_empty()), "{made:?}");
+    let best = served.complete(&merged(drawn, &json!({ "best_of": 12 }))).fine();
+    assert_eq!(best["choices"][0]["text"], likeliest);
 }
 
 #[test]

@@ -115,6 +115,32 @@ fn what_has_piled_up_is_sent_in_pieces() {
     assert!((0..8).all(|i| joined(&events, i).len() >= CTX - 18), "every token of every choice");
 }
 
+/// Log-probabilities that nobody reads take their share of the memory for bodies; where that is taken, the request ends.
+#[test]
+fn what_is_not_read_of_log_probabilities_is_counted() {
+    let config = Config { max_bodies_bytes: 200_000, ..Config::default() };
+    let served = Served::with(Setup { config, ..Setup::default() });
+    let mut asleep = served.connect();
+    let body = json!({
+        "messages": [user("hello")], "ignore_eos": true, "stream": true, "n": 32, "logprobs": true, "top_logprobs": 20
+    });
+    asleep.write_all(&request("POST", CHAT, &[], body.to_string().as_bytes())).expect("it is read");
+    let (begin, mut most) = (Instant::now(), 0.0);
+    while served.metric("exotherm_requests_total{model=\"tiny\",outcome=\"cancelled\"}") == 0.0 {
+        most = served.metric("exotherm_http_held_bytes").max(most);
+        assert!(begin.elapsed() < PATIENCE, "{most} bytes and it goes on");
+    }
+    assert!(most > 20_000.0 && most <= 200_000.0, "{most}");
+    served.settle();
+    let mut bytes = Vec::new();
+    asleep.read_to_end(&mut bytes).expect("an orderly end");
+    assert!(String::from_utf8_lossy(&bytes).contains("client_too_slow"));
+    assert_eq!(served.metric("exotherm_http_held_bytes"), 0.0, "all is given back");
+    // Who reads is served as before.
+    let events = served.chat(&merged(body, &json!({ "n": 2, "max_tokens": 20 }))).events();
+    assert!(!joined(&events, 1).is_empty());
+}
+
 #[test]
 fn refusals_are_heard_whatever_is_still_sent() {
     let config = Config { api_keys: vec!["k".into()], ..Config::default() };

@@ -69,6 +69,22 @@ fn outcomes_are_what_replies_say() {
     }
 }
 
+#[test]
+fn whoever_has_a_reply_finds_it_counted() {
+    let served = Served::new();
+    for i in 1..=30 {
+        served.complete(&json!({ "max_tokens": 1, "ignore_eos": true })).fine();
+        let text = served.get("/metrics").text();
+        for line in [
+            format!("exotherm_requests_total{{model=\"tiny\",outcome=\"length\"}} {i}"),
+            format!("exotherm_tokens_total{{model=\"tiny\",kind=\"generated\"}} {i}"),
+            "exotherm_requests_running{model=\"tiny\"} 0".to_string(),
+        ] {
+            assert!(text.lines().any(|l| l == line), "no {line} in {text}");
+        }
+    }
+}
+
 /// Choices that take turns are not as fast as if all were made at once.
 #[test]
 fn the_speed_of_choices_in_turn_is_that_of_the_clock() {

@@ -78,3 +78,14 @@ fn values_at_the_ends_of_their_ranges_are_taken_and_those_past_them_are_not() {
     }
     assert!(tried >= 18, "{tried}");
 }
+
+#[test]
+fn a_list_of_prompts_has_the_length_that_is_described() {
+    let served = Served::new();
+    let document = served.get("/openapi.json").fine();
+    let most = &document["components"]["schemas"]["CompletionRequest"]["properties"]["prompt"]["oneOf"][2]["maxItems"];
+    let most = most.as_u64().expect("a number") as usize;
+    let ask = |count: usize| served.complete(&json!({ "prompt": vec!["a"; count], "max_tokens": 1 }));
+    assert_eq!(ask(most).fine()["choices"].as_array().map(Vec::len), Some(most));
+    ask(most + 1).fails(400, Some("prompt"), "invalid_value");
+}

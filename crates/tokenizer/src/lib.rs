@@ -177,6 +177,12 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// The tokens without those that [`Specials::add`] puts around a text.
+    pub fn without_added<'a>(&self, ids: &'a [u32]) -> &'a [u32] {
+        let ids = ids.strip_prefix(self.prefix.as_slice()).unwrap_or(ids);
+        ids.strip_suffix(self.suffix.as_slice()).unwrap_or(ids)
+    }
+
     /// The bytes of a token; they need not be whole characters.
     pub fn piece(&self, id: u32) -> Option<&[u8]> {
         self.pieces.get(id)

@@ -17,7 +17,13 @@ pub struct Stream<T> {
 impl<T: Borrow<Tokenizer>> Stream<T> {
     /// `keep_special` writes special tokens out; otherwise they are left out.
     pub fn new(tokenizer: T, keep_special: bool) -> Self {
-        let at_start = tokenizer.borrow().strips_first_space;
+        Self::after(&[], tokenizer, keep_special)
+    }
+
+    /// A text that goes on after these tokens: its first space is its own.
+    pub fn after(before: &[u32], tokenizer: T, keep_special: bool) -> Self {
+        let known = tokenizer.borrow();
+        let at_start = known.strips_first_space && before.iter().all(|&id| known.is_special(id));
         Self { tokenizer, keep_special, decoder: Utf8Stream::default(), at_start }
     }
 
@@ -83,7 +89,34 @@ impl Utf8Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::GgufVocab;
     use proptest::prelude::*;
+
+    #[test]
+    fn only_the_beginning_of_a_text_loses_the_space_put_before_it() {
+        let vocab = GgufVocab {
+            model: "llama".into(),
+            tokens: vec![b"<unk>", b"<s>", b"</s>", "\u{2581}sky".as_bytes(), "\u{2581}blue".as_bytes()],
+            types: vec![2, 3, 3, 1, 1],
+            scores: vec![0.0; 5],
+            ..GgufVocab::default()
+        };
+        let tokenizer = Tokenizer::from_gguf(vocab).expect("builds");
+        let told = |before: &[u32], ids: &[u32]| -> String {
+            let mut stream = Stream::after(before, &tokenizer, false);
+            ids.iter().map(|&id| stream.push(id).expect("a token")).collect()
+        };
+        assert_eq!(told(&[], &[3, 4]), "sky blue");
+        assert_eq!(told(&[1], &[3, 4]), "sky blue", "nothing of the text was there before");
+        assert_eq!(told(&[1, 3], &[4, 4]), " blue blue");
+        // However a text is cut, its parts are the whole.
+        let whole = [1, 3, 4, 2, 3];
+        for cut in 0..=whole.len() {
+            let (before, rest) = whole.split_at(cut);
+            let joined = tokenizer.decode(before, false).expect("tokens") + &told(before, rest);
+            assert_eq!(joined, tokenizer.decode(&whole, false).expect("tokens"), "{cut}");
+        }
+    }
 
     proptest! {
         #[test]

@@ -239,6 +239,7 @@ impl Chat<'_> {
         let session = &mut *self.session;
         let mut watcher = Watcher {
             tokenizer: &session.tokenizer,
+            continues: !session.templated,
             stops: &self.args.stop,
             interrupt: &self.cx.interrupt,
             show: &mut show,

@@ -256,6 +256,7 @@ fn once(args: &Args, cx: &Context, session: &mut Session, prompt: &str) -> Resul
     };
     let mut watcher = Watcher {
         tokenizer: &session.tokenizer,
+        continues: !session.templated,
         stops: &args.stop,
         interrupt: &cx.interrupt,
         show: &mut show,

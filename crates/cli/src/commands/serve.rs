@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use exotherm_engine::{EngineConfig, EngineHandle, MemoryPlan};
+use exotherm_engine::{EngineConfig, EngineError, EngineHandle, MemoryPlan};
 use exotherm_kernels::{Backend, KvType, Program};
 use exotherm_server::{Config, Facts, ServedModel, Server};
 use exotherm_weights::store::DEFAULT_MODEL;
@@ -52,7 +52,8 @@ pub struct Args {
     /// Requests that may wait beside those that run; more are sent away
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole::<usize>)]
     queue: usize,
-    /// Memory that a model may take in all (6G, 800M): less cache, and fewer requests at a time when they are long
+    /// Memory that a model and its requests may take in all (6G, 800M): less cache, and fewer requests at a time when they
+    /// are long
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory: Option<usize>,
     /// How keys and values are stored
@@ -64,7 +65,8 @@ pub struct Args {
     compute: ComputeArgs,
     #[command(flatten)]
     access: AccessArgs,
-    /// Ignore parameters that are not known or supported, and say so in the reply's x-exotherm-warning header
+    /// Leave parameters that are not known or not supported out of account, and name them in the reply's x-exotherm-warning
+    /// header; values out of range stay errors
     #[arg(long)]
     lenient: bool,
     /// Seconds after which an answer is cut off [default: never]
@@ -142,7 +144,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<()> {
     let server = Server::start(listener, config(args, keys))?;
     // Whoever stops it while it loads breaks nothing off.
     cx.interrupt.set_harmless(true);
-    let mut room = Room { free: machine::free_memory(), planned: 0 };
+    let mut room = Room { free: machine::free_memory(), planned: 0, beside: Beside::new(names.len()) };
     let load = |(name, model): &(String, String)| load(args, cx, name, model, &mut room);
     let models = names.iter().map(load).collect::<Result<_>>()?;
     let watched = cx.interrupt.watch();
@@ -163,6 +165,7 @@ fn config(args: &Args, api_keys: Vec<String>) -> Config {
         lenient: args.lenient,
         request_timeout: args.timeout.map(Duration::from_secs),
         drain: Duration::from_secs(args.drain),
+        max_bodies_bytes: for_requests(args.memory),
         ..Config::default()
     }
 }
@@ -205,16 +208,17 @@ struct Room {
     /// Before anything was loaded; `None` where the system does not tell.
     free: Option<u64>,
     planned: u64,
+    beside: Beside,
 }
 
 impl Room {
     /// Refuses a plan that does not fit, unless its size was asked for by number.
-    fn take(&mut self, plan: &MemoryPlan, is_asked_for: bool) -> Result<()> {
-        let total = plan.total().saturating_add(BESIDE);
+    fn take(&mut self, plan: &MemoryPlan, memory: Option<usize>) -> Result<()> {
+        let total = plan.total().saturating_add(self.beside.total(memory));
         self.planned = self.planned.saturating_add(total as u64);
         let Some(free) = self.free.filter(|&free| self.planned > free) else { return Ok(()) };
         let (planned, free) = (output::size(self.planned), output::size(free));
-        if is_asked_for {
+        if memory.is_some() {
             note(format_args!("warning: {planned} are planned, this machine has {free} left"));
             return Ok(());
         }
@@ -230,12 +234,12 @@ fn load(args: &Args, cx: &Context, name: &str, model_name: &str, room: &mut Room
     let model = model::record(&mut checkpoint, args.quantize.quantize)?;
     let ctx = model::context(&model.program, &model.info, args.ctx);
     let (backend, level) = model::backend_and_level(&args.compute)?;
-    let config = engine_config(args, ctx, &model.program, &*backend)?;
+    let config = engine_config(args, ctx, &model.program, &*backend, &room.beside)?;
     note(format_args!("{name}: {} sequences of up to {ctx} tokens", args.max_seqs));
     let plan = MemoryPlan::new(&model.program, &*backend, &config);
     note(plan);
-    note(format_args!("beside it  {:10.1} MiB, about, for the program itself", (BESIDE >> 20) as f64));
-    room.take(&plan, args.memory.is_some())?;
+    room.beside.tell(&plan, args.memory);
+    room.take(&plan, args.memory)?;
     let ready = model::make_ready(checkpoint, model.program, &*backend, config, LoadTimes::default())?;
     let facts = Facts {
         kv_type: args.kv_type.name().into(),
@@ -254,19 +258,77 @@ fn load(args: &Args, cx: &Context, name: &str, model_name: &str, room: &mut Room
     Ok(ServedModel::new(name.into(), handle, ready.tokenizer, ready.stop_tokens, facts))
 }
 
-/// What the program itself takes beside a model's plan, about: its code, a tokenizer, connections and requests.
-const BESIDE: usize = 16 << 20;
+/// What the bodies of requests and the replies of a server may take: a sixteenth of its memory, so much that one large
+/// body always fits, and no more than there is use for.
+fn for_requests(memory: Option<usize>) -> usize {
+    const MOST: usize = 64 << 20;
+    memory.map_or(MOST, |bytes| (bytes / 16).clamp(4 << 20, MOST))
+}
 
-fn engine_config(args: &Args, ctx: usize, program: &Program, backend: &dyn Backend) -> Result<EngineConfig> {
+/// What is taken beside a model's plan.
+struct Beside {
+    /// Models that share the room for requests.
+    models: usize,
+}
+
+impl Beside {
+    /// What the program itself takes, about: its code, a tokenizer, connections.
+    const PROGRAM: usize = 16 << 20;
+
+    fn new(models: usize) -> Beside {
+        Beside { models: models.max(1) }
+    }
+
+    fn requests(&self, memory: Option<usize>) -> usize {
+        for_requests(memory).div_ceil(self.models)
+    }
+
+    fn total(&self, memory: Option<usize>) -> usize {
+        Beside::PROGRAM + self.requests(memory)
+    }
+
+    /// The least memory of which so much is left for a model. What requests may take grows with it, but far more slowly.
+    fn around(&self, model: usize) -> usize {
+        let mut memory = model;
+        loop {
+            let need = model.saturating_add(self.total(Some(memory)));
+            if need <= memory {
+                return memory;
+            }
+            memory = need;
+        }
+    }
+
+    fn tell(&self, plan: &MemoryPlan, memory: Option<usize>) {
+        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        note(format_args!("requests   {:10.1} MiB  bodies and replies, at most", mib(self.requests(memory))));
+        note(format_args!("program    {:10.1} MiB  about", mib(Beside::PROGRAM)));
+        note(format_args!("in all     {:10.1} MiB", mib(plan.total().saturating_add(self.total(memory)))));
+    }
+}
+
+fn engine_config(
+    args: &Args,
+    ctx: usize,
+    program: &Program,
+    backend: &dyn Backend,
+    beside: &Beside,
+) -> Result<EngineConfig> {
     let config = EngineConfig {
         queue: args.queue,
         kv_type: args.kv_type,
         ..EngineConfig::serving(ctx, args.max_seqs)
     };
-    match args.memory {
-        Some(bytes) => Ok(config.within(bytes.saturating_sub(BESIDE), program, backend)?),
-        None => Ok(config),
-    }
+    let Some(memory) = args.memory else { return Ok(config) };
+    let left = memory.saturating_sub(beside.total(args.memory));
+    Ok(config.within(left, program, backend).map_err(|error| match error {
+        // What was typed, and what is to be typed instead.
+        EngineError::Budget { ctx, max_seqs, least, .. } => {
+            let beside = beside.around(least.total()).saturating_sub(least.total());
+            EngineError::Budget { budget: memory, ctx, max_seqs, least, beside }
+        }
+        error => error,
+    })?)
 }
 
 /// Waits for Ctrl-C or SIGTERM, then for what is under way. While it waits, a second one ends the process.
@@ -296,6 +358,21 @@ mod tests {
             ("hf:org/repo/file.gguf", "org/repo/file.gguf"),
         ];
         cases.iter().for_each(|(model, name)| assert_eq!(public_name(model), *name));
+    }
+
+    #[test]
+    fn the_least_memory_leaves_what_a_model_needs() {
+        for models in [1, 3] {
+            let beside = Beside::new(models);
+            let left = |memory: usize| memory.saturating_sub(beside.total(Some(memory)));
+            for model in [0, 1, 30 << 20, (150 << 20) + 7, 3 << 30, 50 << 30] {
+                let least = beside.around(model);
+                assert!(left(least) >= model && left(least - 1) < model.max(1), "{models} {model}");
+                // Who rounds it up has no less.
+                assert!(left(least.next_multiple_of(1 << 20)) >= model, "{models} {model}");
+            }
+        }
+        assert!(Beside::new(1).around(usize::MAX) == usize::MAX);
     }
 
     #[test]

@@ -77,6 +77,9 @@ impl Scheduler {
         let (id, index) = (sequence.id, sequence.output().len());
         let finish = sequence.accept(token, now);
         let is_kept = sequence.output().len() > index;
+        if !is_kept {
+            sequence.stop_logprob = TokenLogprobs::of(sampled).map(|logprobs| logprobs.logprob);
+        }
         if index == 0 {
             let log = Arc::clone(&sequence.prompt_log);
             if sequence.prompt_logprobs.is_some() {

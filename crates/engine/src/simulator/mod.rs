@@ -263,6 +263,9 @@ impl Simulation {
         match stepped {
             Ok(Ok(events)) => {
                 events.iter().for_each(|event| self.hear(event));
+                let blames_numbers = |e: &Event| e.fault().is_some_and(|why| why.contains("not numbers"));
+                let is_blamed = events.iter().any(blames_numbers);
+                assert!(!is_blamed || fault == Fault::NOT_NUMBERS, "all of them are numbers");
                 let is_late = |e: &Expected| e.request.deadline.is_some_and(|at| at <= self.clock.after(0));
                 assert!(!self.live.values().any(is_late), "a deadline has passed and the request goes on");
             }

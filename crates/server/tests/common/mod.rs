@@ -15,7 +15,7 @@ use exotherm_kernels::reference::ReferenceBackend;
 use exotherm_kernels::{BackendError, Batch, Executor, Wrapped, Wrapper};
 use exotherm_models::{LoadOptions, load};
 use exotherm_server::{Config, Facts, ServedModel, Server};
-use exotherm_tokenizer::Tokenizer;
+use exotherm_tokenizer::{GgufVocab, Tokenizer};
 use exotherm_weights::Checkpoint;
 use serde_json::{Value, json};
 
@@ -49,6 +49,8 @@ pub struct Setup {
     /// What a step takes at least.
     pub pause: Duration,
     pub template: bool,
+    /// SentencePiece's tokenizer, which puts a space before a text.
+    pub spm: bool,
     /// Rows of the model's vocabulary that have no text.
     pub padding: usize,
     pub names: Vec<&'static str>,
@@ -63,6 +65,7 @@ impl Default for Setup {
             queue: 16,
             pause: Duration::ZERO,
             template: true,
+            spm: false,
             padding: 0,
             names: vec!["tiny"],
         }
@@ -93,7 +96,10 @@ fn talking_model(setup: &Setup, name: &str) -> ServedModel {
     }
     let mut checkpoint = Checkpoint::open(dir.path()).expect("a checkpoint");
     let program = load(&mut checkpoint, &LoadOptions::default()).expect("a model").program;
-    let tokenizer = Tokenizer::from_dir(checkpoint.dir()).expect("readable").expect("a tokenizer");
+    let tokenizer = match setup.spm {
+        true => spaced_tokenizer(),
+        false => Tokenizer::from_dir(checkpoint.dir()).expect("readable").expect("a tokenizer"),
+    };
     let stop_tokens = tokenizer.end_of_generation().to_vec();
     let config = EngineConfig { queue: setup.queue, ..EngineConfig::serving(CTX, setup.max_seqs) };
     let pause = setup.pause;
@@ -103,6 +109,28 @@ fn talking_model(setup: &Setup, name: &str) -> ServedModel {
     let facts =
         Facts { kv_type: "f16".into(), backend: "reference".into(), level: "scalar".into(), threads: 1 };
     ServedModel::new(name.into(), handle, tokenizer, stop_tokens, facts)
+}
+
+/// The token of ` blue` in a tokenizer that puts a space before a text.
+pub const BLUE: u32 = 3;
+
+/// BOS, ` blue`, ` sky`, a space and the small letters.
+fn spaced_tokenizer() -> Tokenizer {
+    let letters: Vec<[u8; 1]> = (b'a'..=b'z').map(|c| [c]).collect();
+    let words =
+        ["<unk>", "<s>", "</s>", "\u{2581}blue", "\u{2581}sky", "\u{2581}", "\u{2581}s", "\u{2581}sk"];
+    let tokens: Vec<&[u8]> =
+        words.iter().map(|w| w.as_bytes()).chain(letters.iter().map(|c| &c[..])).collect();
+    let types = (0..tokens.len()).map(|id| [2, 3, 3].get(id).copied().unwrap_or(1)).collect();
+    let vocab = GgufVocab {
+        model: "llama".into(),
+        scores: vec![0.0; tokens.len()],
+        tokens,
+        types,
+        chat_template: Some("{% for m in messages %}{{ m.content }}{% endfor %}".into()),
+        ..GgufVocab::default()
+    };
+    Tokenizer::from_gguf(vocab).expect("a small vocabulary")
 }
 
 /// A running server; it stops when the test is done with it.
