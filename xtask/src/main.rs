@@ -2,6 +2,7 @@
 
 mod clients;
 mod golden;
+mod gpu;
 mod peers;
 mod python;
 mod tidy;
@@ -19,7 +20,7 @@ Usage: cargo xtask <COMMAND>
 Commands:
   test [--offline] [--heavy]  format check, clippy, tidy checks and all tests, after fetching what they need
                               --offline  leave out what needs a network: tests on real weights, and of the server
-                                         with a real model (and say so)
+                                         with a real model (and say so); a driver for a GPU in software is not installed
                               --heavy    also the tests on gemma3-270m, 253 MB
   tidy                        the checks of the source tree alone: lengths, layering, words that must not be there
   golden [FILTER]             make the golden models and vectors anew in a Python environment of their own
@@ -121,7 +122,9 @@ fn test(options: TestOptions) -> Result<()> {
             println!("SKIPPED: tests on gemma3-270m (--heavy runs them)");
         }
     }
-    step("tests", &mut cargo(&["test", "--workspace", "--features", &features]))?;
+    let mut tests = cargo(&["test", "--workspace", "--features", &features]);
+    gpu::prepare(&mut tests, options.offline);
+    step("tests", &mut tests)?;
     if options.offline {
         println!(
             "SKIPPED: the server under OpenAI's client, made-up requests, a browser and a storm (--offline)"

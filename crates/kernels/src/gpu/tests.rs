@@ -84,3 +84,46 @@ fn large_matrices_are_split() {
     assert!(split.buffers.len() > whole.buffers.len());
     assert_eq!(split.memory().weights, whole.memory().weights);
 }
+
+/// Dispatches of each op kind of a program, in the order in which the kinds first come.
+fn dispatches(program: &Program) -> Vec<(&'static str, usize)> {
+    let recording = recorded(program, &limits(KvType::F16));
+    let mut counts: Vec<(&'static str, usize)> = Vec::new();
+    for (i, op) in program.ops().iter().enumerate() {
+        let count = recording.dispatches.iter().filter(|dispatch| dispatch.op == i).count();
+        match counts.iter_mut().find(|(name, _)| *name == op.name()) {
+            // What matrices of several types or a norm of outputs add is not counted.
+            Some((_, least)) => *least = count.min(*least),
+            None => counts.push((op.name(), count)),
+        }
+    }
+    counts
+}
+
+/// The table in ARCHITECTURE.md: each dispatch waits for the one before it, and so their number decides how fast one row is.
+#[test]
+fn ops_take_these_dispatches() {
+    let least = |kind| {
+        let mut all: Vec<(&str, usize)> = Vec::new();
+        for (name, count) in (0..12).flat_map(|seed| dispatches(&programs::draw(kind, seed))) {
+            match all.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, least)) => *least = count.min(*least),
+                None => all.push((name, count)),
+            }
+        }
+        all
+    };
+    for (name, count) in [programs::Kind::Dense, programs::Kind::Experts].into_iter().flat_map(least) {
+        assert_eq!(count, 1, "{name}");
+    }
+    for (name, count) in least(programs::Kind::Recurrent) {
+        let expected = match name {
+            "grouped_linear" => 3,
+            // Four pairs but in the first layer, which has three.
+            "lora" => 6,
+            "channel_mix" => 2,
+            _ => 1,
+        };
+        assert_eq!(count, expected, "{name}");
+    }
+}
