@@ -32,13 +32,13 @@ pub fn prepare(tests: &mut Command, offline: bool) {
 }
 
 fn has_driver() -> bool {
-    let names_one = |folder: &&str| {
+    let names_one = |folder: &str| {
         let files = Path::new(folder).read_dir().into_iter().flatten().flatten();
         files.into_iter().any(|file| file.path().extension().is_some_and(|e| e == "json"))
     };
     let told = Command::new("ldconfig").arg("-p").output();
     let loader = told.is_ok_and(|told| String::from_utf8_lossy(&told.stdout).contains("libvulkan.so.1"));
-    loader && DRIVERS.iter().any(|folder| names_one(&folder))
+    loader && DRIVERS.iter().any(|folder| names_one(folder))
 }
 
 fn is_root() -> bool {

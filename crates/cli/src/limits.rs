@@ -34,11 +34,12 @@ impl Limit {
         Limit { best, median, busy: is_machine_busy || median < STEADY * best }
     }
 
-    /// The larger: what a machine has done once it can do, and on a busy one less is seen of it. Once it was measured in
-    /// peace no other time makes it doubtful.
+    /// The larger: what a machine has done once it can do, and on a busy one less is seen of it. A time in peace that came
+    /// near it takes the doubt away.
     fn or_larger(self, older: Limit) -> Limit {
-        let larger = if older.best > self.best { older } else { self };
-        Limit { busy: self.busy && older.busy, ..larger }
+        let (larger, other) = if older.best > self.best { (older, self) } else { (self, older) };
+        let is_confirmed = !other.busy && other.best >= STEADY * larger.best;
+        Limit { busy: larger.busy && !is_confirmed, ..larger }
     }
 
     fn as_json(self) -> Value {
@@ -218,8 +219,9 @@ mod tests {
         let limit = |best, busy| Limit::new(Speed { best, median: best * 0.9 }, busy);
         let (busy, later, peace) = (limit(2e11, true), limit(3e11, true), limit(1e11, false));
         assert_eq!(later.or_larger(busy), later);
-        assert_eq!(peace.or_larger(later), limit(3e11, false));
-        assert_eq!(later.or_larger(peace), limit(3e11, false));
+        assert_eq!(peace.or_larger(later), limit(3e11, true), "a third of it is no measure of it");
+        assert_eq!(later.or_larger(limit(2.9e11, false)), limit(3e11, false));
+        assert_eq!(limit(2.9e11, true).or_larger(limit(3e11, false)), limit(3e11, false));
         assert!(Limit::new(Speed { best: 3e11, median: 2e11 }, false).busy, "others came and went");
     }
 

@@ -102,7 +102,7 @@ fn logits_refuse_what_cannot_be_done() {
     run(&["--tokens", "1,99999"]).fails(1, &["99999", "109"]);
     run(&["--tokens", "1", "--chunk", "0"]).fails(2, &["at least 1"]);
     run(&["--tokens", "1", "--threads", "0"]).fails(2, &["at least one thread"]);
-    run(&["--tokens", "1", "--backend", "gpu"]).fails(2, &["cpu", "reference"]);
+    run(&["--tokens", "1", "--backend", "tpu"]).fails(2, &["cpu", "gpu", "reference"]);
     run(&["--tokens", "1", "--quantize", "q9"]).fails(2, &["q8_0"]);
     run(&["--tokens", "1", "--kv-type", "q8_0"]).fails(2, &["f16"]);
     run(&["--tokens", "1", "--frobnicate"]).fails(2, &["--frobnicate"]);

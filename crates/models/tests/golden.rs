@@ -19,7 +19,12 @@ use common::{Expected, expected, golden_dir, logits, open};
 const TOLERANCE: f32 = 1e-4;
 
 /// The first GPU of this machine, software ones included.
-static GPU: LazyLock<Option<GpuBackend>> = LazyLock::new(|| GpuBackend::first().expect("the GPU opens"));
+static GPU: LazyLock<Option<GpuBackend>> = LazyLock::new(|| {
+    let gpu = GpuBackend::first().expect("the GPU opens");
+    let must_be = std::env::var_os("EXOTHERM_TEST_GPU").is_some();
+    assert!(gpu.is_some() || !must_be, "there is no GPU, not even a software one");
+    gpu
+});
 
 fn check(path: &Path, want: &Expected) {
     let program = open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).program;

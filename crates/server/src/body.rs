@@ -138,7 +138,7 @@ pub struct Received {
 }
 
 impl Received {
-    /// All the room for a body of so many bytes, before any of them is read: a body that is begun never waits for others.
+    /// All the room for a body of so many bytes, before any of them is read. Who waits for it holds none.
     async fn with_room(bytes: usize, patience: Duration, room: &Arc<Room>) -> Result<Received, ApiError> {
         let part = if bytes > LARGE { Part::Large } else { Part::Small };
         let mut share = Share::new(room, part);
@@ -176,9 +176,12 @@ pub async fn read(request: Request, config: &Config, room: &Arc<Room>) -> Result
             return Err(too_large(most));
         }
         if data.len() > received.share.bytes() - received.bytes.len() {
-            let mut large = Received::with_room(most, config.body_timeout, room).await?;
-            large.bytes.extend_from_slice(&received.bytes);
-            (received, deadline) = (large, Instant::now() + config.body_timeout);
+            // Its part goes first: with it many that wait would keep all room from one another.
+            let Received { bytes, share } = received;
+            drop(share);
+            received = Received::with_room(most, config.body_timeout, room).await?;
+            received.bytes.extend_from_slice(&bytes);
+            deadline = Instant::now() + config.body_timeout;
         }
         received.bytes.extend_from_slice(data);
     }

@@ -62,6 +62,9 @@ pub struct Choice {
     pub finish: Option<Finish>,
     /// Whether the client wants to see the log-probabilities, and those it has not seen.
     shows_logprobs: bool,
+    /// Whether that of the token which ends the answer, too, as who asks about a prompt expects it: there a token is
+    /// generated only to have something after the prompt.
+    tells_end: bool,
     log: Vec<Logged>,
     logprob_sum: f64,
     /// Characters that came, and those that were shown.
@@ -256,9 +259,17 @@ pub fn check_logged(logged: usize) -> Result<(), ApiError> {
     Err(ApiError::param("logprobs", "invalid_value", message))
 }
 
-/// Tokens that an answer may have.
+/// Tokens that an answer may have. Where the client does not say, it ends before its log-probabilities are more than one
+/// reply may hold.
 fn most_tokens(params: &Params, prompt: &Prompt) -> usize {
-    params.max_tokens.unwrap_or_else(|| params.model.handle.ctx().saturating_sub(prompt.ids.len()).max(1))
+    params.max_tokens.unwrap_or_else(|| {
+        let room = params.model.handle.ctx().saturating_sub(prompt.ids.len());
+        let told = match params.logprobs.filter(|_| !params.stream) {
+            Some(top) => MOST_LOGGED / (usize::from(top) + 1) / params.best_of.max(1),
+            None => usize::MAX,
+        };
+        room.min(told).max(1)
+    })
 }
 
 fn request(params: &Params, prompt: &Prompt, deadline: Option<Instant>) -> Request {
@@ -286,6 +297,7 @@ impl Choice {
             stats: RequestStats::default(),
             finish: None,
             shows_logprobs: params.logprobs.is_some(),
+            tells_end: params.logs_prompt,
             log: Vec::new(),
             logprob_sum: 0.0,
             came: 0,
@@ -366,6 +378,12 @@ impl Choice {
             && let Some(error) = failure(reason, fault)
         {
             return Err(error);
+        }
+        if let (FinishReason::Stop(token), Some(logprob), true) =
+            (reason, self.stats.stop_logprob, self.tells_end && !self.matcher.stopped())
+        {
+            let logprobs = Some(Box::new(TokenLogprobs { logprob, top: Vec::new() }));
+            self.log.push(Logged { token, offset: self.came, logprobs });
         }
         let is_full = !self.matcher.stopped() && reason == FinishReason::Length;
         self.finish = Some(if is_full { Finish::Length } else { Finish::Stop });

@@ -22,6 +22,24 @@ fn lengths(choice: &Value) -> [usize; 4] {
     TOLD.map(|name| list(choice, name).len())
 }
 
+/// Who asks for one token after the prompt drops the last entry, so there must be one, also where the answer ends at once.
+#[test]
+fn what_ends_an_answer_behind_a_prompt_is_told_like_a_token() {
+    let served = Served::new();
+    let ends = json!({ "max_tokens": 1, "ignore_eos": false, "temperature": 0, "logit_bias": { "0": 100 } });
+    let reply = echo(&served, &ends).fine();
+    let choice = &reply["choices"][0];
+    assert_eq!((choice["text"].as_str(), choice["finish_reason"].as_str()), (Some("say qa"), Some("stop")));
+    assert_eq!((lengths(choice), &reply["usage"]["completion_tokens"]), ([6; 4], &json!(0)));
+    let (told, offset) = (list(choice, "token_logprobs")[5].as_f64(), &list(choice, "text_offset")[5]);
+    assert!(told.is_some_and(|told| told < 0.0) && *offset == 6, "{choice}");
+    // The same token where it is an answer's own.
+    let stays = json!({ "max_tokens": 1, "temperature": 0, "logit_bias": { "0": 100 } });
+    let stays = echo(&served, &stays).fine();
+    assert_eq!(list(&stays["choices"][0], "token_logprobs")[5].as_f64(), told);
+    assert_eq!(stays["usage"]["completion_tokens"], 1);
+}
+
 #[test]
 fn an_echo_is_told_with_the_log_probabilities_of_its_tokens() {
     let served = Served::new();

@@ -77,7 +77,7 @@ impl Scheduler {
         let (id, index) = (sequence.id, sequence.output().len());
         let finish = sequence.accept(token, now);
         let is_kept = sequence.output().len() > index;
-        if !is_kept {
+        if matches!(finish, Some(FinishReason::Stop(_))) {
             sequence.stop_logprob = TokenLogprobs::of(sampled).map(|logprobs| logprobs.logprob);
         }
         if index == 0 {

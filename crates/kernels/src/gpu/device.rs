@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::backend::BackendError;
@@ -26,9 +26,9 @@ pub enum GpuKind {
     Discrete,
     Integrated,
     Virtual,
+    Unknown,
     /// The processor, in place of a GPU.
     Software,
-    Unknown,
 }
 
 impl GpuInfo {
@@ -102,7 +102,7 @@ impl GpuInfo {
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| uncaptured.note(error.to_string())));
         let lost = faults.clone();
         device.set_device_lost_callback(move |reason, why| {
-            lost.note(format!("the GPU is lost ({reason:?}): {why}"))
+            lost.lose(format!("the GPU is lost ({reason:?}): {why}"))
         });
         let traits = Traits { max_binding: max_binding(&limits) };
         Ok(Gpu { device, queue, traits, faults, can_time: !features.is_empty(), pipelines: Arc::default() })
@@ -137,21 +137,34 @@ impl Gpu {
     }
 }
 
-/// What went wrong on a device and was told to nobody yet.
+/// What went wrong on a device and was told to nobody yet; that it is lost is told every time.
 #[derive(Clone, Default)]
-pub(crate) struct Faults(Arc<Mutex<Option<String>>>);
+pub(crate) struct Faults(Arc<Mutex<Fault>>);
+
+#[derive(Default)]
+struct Fault {
+    what: Option<String>,
+    is_lost: bool,
+}
 
 impl Faults {
     /// Only the first is kept: others follow from it.
     fn note(&self, what: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
+        self.lock().what.get_or_insert(what);
+    }
+
+    fn lose(&self, what: String) {
+        *self.lock() = Fault { what: Some(what), is_lost: true };
     }
 
     pub fn check(&self) -> Result<(), BackendError> {
-        match self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(what) => Err(BackendError::Device(what)),
-            None => Ok(()),
-        }
+        let mut fault = self.lock();
+        let what = if fault.is_lost { fault.what.clone() } else { fault.what.take() };
+        what.map_or(Ok(()), |what| Err(BackendError::Device(what)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Fault> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,13 +1,13 @@
 //! A program on a device.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::PoisonError;
 
+use super::compile::{Launch, bind, bindings_layout, compile};
 use super::device::Gpu;
 use super::memory;
-use super::record::{BufferId, Count, Dispatch, FIRST_TABLES, Fill, KernelText, Recording, View, kv_words};
+use super::profiling::Profiling;
+use super::record::{BufferId, Count, FIRST_TABLES, Fill, Recording, kv_words};
 use super::step::StepLayout;
 use crate::backend::{BackendError, Executor, KvType, Limits, MemoryUse, Place, check_batch, row_of_logits};
 use crate::batch::{BLOCK, Batch};
@@ -48,14 +48,6 @@ fn block_bytes(layer: &crate::KvLayer, kv_type: KvType) -> usize {
     4 * kv_words(kv_type, layer.head_dim) * layer.kv_heads * BLOCK
 }
 
-/// A kernel in its place.
-struct Launch {
-    op: usize,
-    pipeline: wgpu::ComputePipeline,
-    bindings: wgpu::BindGroup,
-    counts: [Count; 3],
-}
-
 pub(super) struct GpuExecutor {
     gpu: Gpu,
     program: Program,
@@ -68,8 +60,9 @@ pub(super) struct GpuExecutor {
     memory: MemoryUse,
     /// Work that is written down but not handed over.
     pending: RefCell<Option<wgpu::CommandEncoder>>,
-    submissions: Cell<usize>,
-    logits: OnceCell<Vec<f32>>,
+    /// Whether a step's ops are part of it.
+    has_run: Cell<bool>,
+    logits: OnceCell<Logits>,
     /// Of the last batch.
     rows: usize,
     logit_rows: usize,
@@ -81,6 +74,22 @@ pub(super) struct GpuExecutor {
     sampler: CpuSampler,
     /// Of the caller alone.
     team: Team,
+}
+
+/// Logits on the host.
+struct Logits {
+    values: Vec<f32>,
+    /// Why they are no numbers.
+    fault: Option<String>,
+}
+
+impl Logits {
+    fn checked(&self) -> Result<&[f32], BackendError> {
+        match &self.fault {
+            Some(fault) => Err(BackendError::Device(fault.clone())),
+            None => Ok(&self.values),
+        }
+    }
 }
 
 /// The batch on the device.
@@ -124,7 +133,7 @@ impl GpuExecutor {
             spare,
             memory,
             pending: RefCell::new(None),
-            submissions: Cell::new(0),
+            has_run: Cell::new(false),
             logits: OnceCell::new(),
             rows: 0,
             logit_rows: 0,
@@ -140,7 +149,7 @@ impl GpuExecutor {
     fn submit(&self) {
         if let Some(encoder) = self.pending.borrow_mut().take() {
             self.gpu.queue.submit([encoder.finish()]);
-            self.submissions.set(self.submissions.get() + 1);
+            self.has_run.set(false);
         }
     }
 
@@ -236,6 +245,17 @@ impl GpuExecutor {
         Ok(words.into_iter().map(f32::from_bits).collect())
     }
 
+    /// The logits of the last run, once they were asked for.
+    fn fetched_logits(&self) -> &Logits {
+        self.logits.get_or_init(|| {
+            let n = self.logit_rows * self.program.buffer(self.program.logits()).width;
+            match self.fetch_rows(self.program.logits()) {
+                Ok(values) => Logits { values, fault: None },
+                Err(error) => Logits { values: vec![f32::NAN; n], fault: Some(error.to_string()) },
+            }
+        })
+    }
+
     /// Where a place lies, and how many bytes it has.
     fn find(&self, place: Place) -> (BufferId, usize) {
         let id = match place {
@@ -296,8 +316,11 @@ impl Executor for GpuExecutor {
         check_batch(&self.program, &self.limits, batch)?;
         (self.rows, self.logit_rows) = (batch.rows(), batch.logit_rows().len());
         self.logits = OnceCell::new();
-        // What is written to a buffer is there before anything that is handed over later, so the step before goes first.
-        self.submit();
+        // What is written to a buffer is there before all that is handed over later: the step before must not find this one's
+        // batch. Copies of state before the step read nothing of it, and go with it.
+        if self.has_run.get() {
+            self.submit();
+        }
         if let Some(profiling) = &mut self.profiling {
             profiling.begin(ops.clone());
         }
@@ -307,6 +330,7 @@ impl Executor for GpuExecutor {
         self.step.write(&self.gpu, batch);
         self.write_angles(batch);
         self.launch_all(ops)?;
+        self.has_run.set(true);
         if self.profiling.is_some() {
             self.submit();
             if let Some(profiling) = &mut self.profiling {
@@ -317,15 +341,11 @@ impl Executor for GpuExecutor {
     }
 
     fn logits(&self) -> &[f32] {
-        // What went wrong is told by the next call that can tell; until then there are no numbers.
-        self.logits.get_or_init(|| {
-            let n = self.logit_rows * self.program.buffer(self.program.logits()).width;
-            self.fetch_rows(self.program.logits()).unwrap_or_else(|_| vec![f32::NAN; n])
-        })
+        &self.fetched_logits().values
     }
 
     fn logits_of(&self, row: usize) -> Result<&[f32], BackendError> {
-        row_of_logits(&self.program, self.logits(), row)
+        row_of_logits(&self.program, self.fetched_logits().checked()?, row)
     }
 
     fn sample(&mut self, rows: &[SampleRow], out: &mut Vec<Sampled>) -> Result<(), BackendError> {
@@ -343,8 +363,8 @@ impl Executor for GpuExecutor {
         if left.is_empty() {
             return Ok(());
         }
-        self.logits();
-        let logits = self.logits.get().map_or(&[][..], Vec::as_slice);
+        self.fetched_logits();
+        let logits = self.logits.get().map_or(Ok(&[][..]), Logits::checked)?;
         let of_row = |row| row_of_logits(&self.program, logits, row).expect("the rows were looked at");
         let mut sampled = Vec::new();
         self.sampler.sample(&self.team, Level::best(), &of_row, &left, &mut sampled);
@@ -446,176 +466,5 @@ impl StepBuffers {
             self.bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
             gpu.queue.write_buffer(to, 0, &self.bytes);
         }
-    }
-}
-
-fn bindings_layout(gpu: &Gpu, is_written: &[bool]) -> wgpu::BindGroupLayout {
-    let entry = |(binding, &is_written): (usize, &bool)| wgpu::BindGroupLayoutEntry {
-        binding: binding as u32,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer {
-            ty: wgpu::BufferBindingType::Storage { read_only: !is_written },
-            has_dynamic_offset: false,
-            min_binding_size: None,
-        },
-        count: None,
-    };
-    let entries: Vec<_> = is_written.iter().enumerate().map(entry).collect();
-    gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
-}
-
-fn bind<'a>(
-    gpu: &Gpu,
-    layout: &wgpu::BindGroupLayout,
-    resources: impl IntoIterator<Item = wgpu::BindingResource<'a>>,
-) -> wgpu::BindGroup {
-    let numbered = resources.into_iter().zip(0..);
-    let entries: Vec<_> =
-        numbered.map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource }).collect();
-    gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
-}
-
-/// Compiles the kernels and binds their buffers.
-fn compile(
-    gpu: &Gpu,
-    recording: &Recording,
-    buffers: &[wgpu::Buffer],
-    step_layout: &wgpu::BindGroupLayout,
-) -> Result<Vec<Launch>, BackendError> {
-    let mut layouts: HashMap<&[bool], wgpu::BindGroupLayout> = HashMap::new();
-    for kernel in &recording.kernels {
-        layouts.entry(&kernel.is_written).or_insert_with(|| bindings_layout(gpu, &kernel.is_written));
-    }
-    let pipelines = pipelines(gpu, &recording.kernels, &|kernel| {
-        [Some(step_layout), Some(&layouts[kernel.is_written.as_slice()])]
-    });
-    gpu.faults.check()?;
-    let launch = |dispatch: &Dispatch| {
-        let resource = |view: &View| {
-            let (buffer, size) = (memory::at(buffers, view.buffer), wgpu::BufferSize::new(view.bytes as u64));
-            wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: view.offset as u64, size })
-        };
-        let layout = &layouts[recording.kernels[dispatch.kernel].is_written.as_slice()];
-        Launch {
-            op: dispatch.op,
-            pipeline: pipelines[dispatch.kernel].clone(),
-            bindings: bind(gpu, layout, dispatch.views.iter().map(resource)),
-            counts: dispatch.counts,
-        }
-    };
-    Ok(recording.dispatches.iter().map(launch).collect())
-}
-
-/// The kernels compiled, by all of the machine's threads; those that were compiled before are not again.
-fn pipelines<'a>(
-    gpu: &Gpu,
-    kernels: &[KernelText],
-    layouts: &(dyn Fn(&KernelText) -> [Option<&'a wgpu::BindGroupLayout>; 2] + Sync),
-) -> Vec<wgpu::ComputePipeline> {
-    let known = || gpu.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
-    let new: Vec<&KernelText> = kernels.iter().filter(|kernel| !known().contains_key(&kernel.text)).collect();
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let share = new.len().div_ceil(threads).max(1);
-    std::thread::scope(|scope| {
-        for share in new.chunks(share) {
-            scope.spawn(move || {
-                for kernel in share {
-                    let pipeline = pipeline(gpu, kernel, layouts(kernel));
-                    known().insert(kernel.text.clone(), pipeline);
-                }
-            });
-        }
-    });
-    kernels.iter().map(|kernel| known()[&kernel.text].clone()).collect()
-}
-
-fn pipeline(
-    gpu: &Gpu,
-    kernel: &KernelText,
-    layouts: [Option<&wgpu::BindGroupLayout>; 2],
-) -> wgpu::ComputePipeline {
-    let label = Some(kernel.label);
-    let source = wgpu::ShaderSource::Wgsl(kernel.text.as_str().into());
-    let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
-    let layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-        label,
-        bind_group_layouts: &layouts,
-        immediate_size: 0,
-    });
-    gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-        label,
-        layout: Some(&layout),
-        module: &module,
-        entry_point: Some("main"),
-        compilation_options: wgpu::PipelineCompilationOptions::default(),
-        cache: None,
-    })
-}
-
-/// Times of ops by the device's own clock: a pass for each op, so a little slower than without.
-struct Profiling {
-    times: Vec<OpTime>,
-    ops: Range<usize>,
-    queries: wgpu::QuerySet,
-    resolved: wgpu::Buffer,
-    staging: wgpu::Buffer,
-}
-
-impl Profiling {
-    fn new(gpu: &Gpu, ops: usize) -> Profiling {
-        let count = 2 * ops as u32;
-        let size = 8 * u64::from(count);
-        let queries = gpu.device.create_query_set(&wgpu::QuerySetDescriptor {
-            label: None,
-            ty: wgpu::QueryType::Timestamp,
-            count,
-        });
-        let buffer = |usage| {
-            gpu.device.create_buffer(&wgpu::BufferDescriptor {
-                label: None,
-                size,
-                usage,
-                mapped_at_creation: false,
-            })
-        };
-        Profiling {
-            times: vec![OpTime::default(); ops],
-            ops: 0..0,
-            queries,
-            resolved: buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC),
-            staging: buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST),
-        }
-    }
-
-    fn begin(&mut self, ops: Range<usize>) {
-        self.times.fill(OpTime::default());
-        self.ops = ops;
-    }
-
-    fn pass(&self, op: usize) -> wgpu::ComputePassDescriptor<'_> {
-        let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
-            query_set: &self.queries,
-            beginning_of_pass_write_index: Some(2 * op as u32),
-            end_of_pass_write_index: Some(2 * op as u32 + 1),
-        });
-        wgpu::ComputePassDescriptor { label: None, timestamp_writes }
-    }
-
-    fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
-        let range = 2 * self.ops.start as u32..2 * self.ops.end as u32;
-        let bytes = 8 * u64::from(range.end - range.start);
-        encoder.resolve_query_set(&self.queries, range, &self.resolved, 0);
-        encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.staging, 0, bytes);
-    }
-
-    fn read(&mut self, gpu: &Gpu) -> Result<(), BackendError> {
-        let mut words = Vec::new();
-        memory::take(gpu, &self.staging, 16 * self.ops.len() as u64, &mut words)?;
-        let period = f64::from(gpu.queue.get_timestamp_period());
-        for (op, words) in self.ops.clone().zip(words.chunks_exact(4)) {
-            let tick = |i: usize| u64::from(words[i]) | u64::from(words[i + 1]) << 32;
-            self.times[op].total = (tick(2).saturating_sub(tick(0)) as f64 * period) as u64;
-        }
-        Ok(())
     }
 }

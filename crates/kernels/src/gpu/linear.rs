@@ -123,7 +123,7 @@ fn product(
     recorder.dispatch(&kernel, counts(input.of, outs.div_ceil(WG / lanes * OUTS), TILE));
 }
 
-/// `input_rows`, `input_row`, `prepare` and `input_quad`.
+/// `input_rows`, `input_row`, `column` and `input_quad`, and what [`write_norm`] writes.
 pub(crate) fn write_input(recorder: &mut Recorder, kernel: &mut Kernel, input: &Input, n_in: usize) {
     kernel.size("X_WIDTH", input.width);
     kernel.size("X_AT", input.at);
@@ -132,13 +132,7 @@ pub(crate) fn write_input(recorder: &mut Recorder, kernel: &mut Kernel, input: &
         Rows::Batch => "fn input_rows() -> u32 { return batch_rows(); }\nfn input_row(i: u32) -> u32 { return i; }",
         Rows::Logits => "fn input_rows() -> u32 { return logit_rows(); }\nfn input_row(i: u32) -> u32 { return logit_row(i); }",
     });
-    kernel.part(
-        "fn raw_at(row: u32, i: u32) -> f32 { return x[row * X_WIDTH + X_AT + i]; }\n\
-         fn column(row: u32, s: vec2<f32>, i: u32) -> f32 {\n    \
-         if (i < X_COLUMNS) { return normed(raw_at(row, i), s, i); }\n    return 0.0;\n}\n\
-         fn input_quad(row: u32, s: vec2<f32>, i: u32) -> vec4<f32> {\n    \
-         return vec4<f32>(column(row, s, i), column(row, s, i + 1u), column(row, s, i + 2u), column(row, s, i + 3u));\n}",
-    );
+    kernel.part(include_str!("wgsl/input.wgsl"));
     write_norm(recorder, kernel, input.norm.as_ref(), "", "X_COLUMNS");
 }
 
@@ -214,7 +208,8 @@ pub(crate) fn activated(activation: Activation, bias: &str, second_bias: &str) -
         Activation::None => x,
         Activation::GeluTanh => format!("gelu_tanh_{x}"),
         Activation::GeluErf => format!("gelu_erf_{x}"),
-        Activation::SquaredRelu => format!("(max({x}, 0.0) * max({x}, 0.0))"),
+        // What is no number is not less than zero.
+        Activation::SquaredRelu => format!("select({x} * {x}, 0.0, {x} <= 0.0)"),
         Activation::Tanh => format!("tanh_{x}"),
         Activation::Sigmoid => format!("sigmoid_{x}"),
         Activation::SiluGlu => format!("({x} * sigmoid_{x} * {up})"),

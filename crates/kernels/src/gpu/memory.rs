@@ -124,18 +124,17 @@ pub(super) fn take(
         // Nobody listens where waiting failed.
         let _ = tell.send(mapped);
     });
-    gpu.wait()?;
-    let failed = |why: String| BackendError::Device(format!("its memory cannot be read: {why}"));
-    match told.try_recv() {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => return Err(failed(error.to_string())),
-        Err(error) => return Err(failed(error.to_string())),
-    }
-    let view = staging.slice(..bytes).get_mapped_range().map_err(|error| failed(error.to_string()))?;
-    words.extend(view.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes"))));
-    drop(view);
+    let taken = gpu.wait().and_then(|()| {
+        let failed = |why: String| BackendError::Device(format!("its memory cannot be read: {why}"));
+        let mapped = told.try_recv().map_err(|error| failed(error.to_string()))?;
+        mapped.map_err(|error| failed(error.to_string()))?;
+        let view = staging.slice(..bytes).get_mapped_range().map_err(|error| failed(error.to_string()))?;
+        words.extend(view.chunks_exact(4).map(|w| u32::from_le_bytes(w.try_into().expect("four bytes"))));
+        Ok(())
+    });
+    // Also where that failed: a buffer that stays mapped cannot be written again.
     staging.unmap();
-    Ok(())
+    taken
 }
 
 /// Keys or values as they are stored, as floats; heads of an odd size are padded where two elements share a word.

@@ -1,11 +1,13 @@
 //! The GPU backend: the program's ops as WGSL kernels, on Vulkan and Metal through wgpu. All of a step goes to the device as
 //! one command buffer with one compute pass, and what comes back is what was asked for.
 
+mod compile;
 mod device;
 mod executor;
 mod kernel;
 pub(crate) mod linear;
 mod memory;
+mod profiling;
 pub(crate) mod record;
 pub(crate) mod rows;
 mod step;

@@ -1,7 +1,15 @@
 // Functions whose built-in versions are too coarse on some devices, or no numbers for large arguments.
 
-// e to the x within two roundings; 0 far below, the largest power far above.
+// As bits, for a device may take it that there are no such floats.
+fn is_no_number(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
+}
+
+// e to the x within two roundings; 0 far below, the largest power far above. What is no number stays none.
 fn exp_(x: f32) -> f32 {
+    if (is_no_number(x)) {
+        return x;
+    }
     let c = clamp(x, -104.0, 88.7);
     let n = round(c * 1.4426950408889634);
     // ln 2 in two pieces, so that the rest is exact.
@@ -31,6 +39,9 @@ fn sigmoid_(x: f32) -> f32 {
 // A series near zero, where the quotient would lose its digits.
 fn tanh_(x: f32) -> f32 {
     let a = abs(x);
+    if (is_no_number(x)) {
+        return x;
+    }
     if (a < 0.35) {
         let s = x * x;
         var p = -0.00886323552990219656886f;

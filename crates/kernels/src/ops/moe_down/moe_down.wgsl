@@ -1,15 +1,5 @@
 // SHARE lanes make an output of all experts that a row visits, in the order of its routes.
 
-fn x_quad(at: u32, i: u32) -> vec4<f32> {
-    var v: vec4<f32>;
-    for (var c = 0u; c < 4u; c++) {
-        if (i + c < N_IN) {
-            v[c] = x[at + i + c];
-        }
-    }
-    return v;
-}
-
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = wg.y;

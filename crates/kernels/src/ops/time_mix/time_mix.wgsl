@@ -25,26 +25,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     for (var row = span.first_row; row < span.first_row + span.rows; row++) {
         let x = row * 3u * WIDTH + first;
         let w = row * WAGV_WIDTH + first;
-        var squares = 0.0;
-        var bonus = 0.0;
-        for (var i = lane; i < SIZE; i += WG) {
-            let k = rkv[x + WIDTH + i];
-            let a = wagv[w + WIDTH + i];
-            kk[i] = k * vectors[first + i];
-            squares = fma(kk[i], kk[i], squares);
-            rate[i] = a;
-            key[i] = k * fma(a - 1.0, vectors[WIDTH + first + i], 1.0);
-            decay[i] = exp_(DECAY * sigmoid_(wagv[w + i]));
-            receptance[i] = rkv[x + i];
-            bonus = fma(receptance[i] * key[i], vectors[2u * WIDTH + first + i], bonus);
-        }
-        let length = max(sqrt(group_sum(lane, squares)), 1e-12);
-        let whole_bonus = group_sum(lane, bonus);
-        for (var i = lane; i < SIZE; i += WG) {
-            kk[i] = kk[i] / length;
-            rate[i] = kk[i] * rate[i];
-        }
-        workgroupBarrier();
+        let whole_bonus = prepare(lane, first, x, w);
         var outs: array<f32, LINES>;
         var vs: array<f32, LINES>;
         var sum = 0.0;
@@ -95,6 +76,31 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             }
         }
     }
+}
+
+// What all lanes need of a row; gives the bonus.
+fn prepare(lane: u32, first: u32, x: u32, w: u32) -> f32 {
+    var squares = 0.0;
+    var bonus = 0.0;
+    for (var i = lane; i < SIZE; i += WG) {
+        let k = rkv[x + WIDTH + i];
+        let a = wagv[w + WIDTH + i];
+        kk[i] = k * vectors[first + i];
+        squares = fma(kk[i], kk[i], squares);
+        rate[i] = a;
+        key[i] = k * fma(a - 1.0, vectors[WIDTH + first + i], 1.0);
+        decay[i] = exp_(DECAY * sigmoid_(wagv[w + i]));
+        receptance[i] = rkv[x + i];
+        bonus = fma(receptance[i] * key[i], vectors[2u * WIDTH + first + i], bonus);
+    }
+    let length = max(sqrt(group_sum(lane, squares)), 1e-12);
+    let whole_bonus = group_sum(lane, bonus);
+    for (var i = lane; i < SIZE; i += WG) {
+        kk[i] = kk[i] / length;
+        rate[i] = kk[i] * rate[i];
+    }
+    workgroupBarrier();
+    return whole_bonus;
 }
 
 // A value, mixed with the first layer's; the first layer leaves its own.

@@ -1,0 +1,119 @@
+//! Kernels compiled and their buffers bound.
+
+use std::collections::HashMap;
+use std::sync::PoisonError;
+
+use super::device::Gpu;
+use super::memory;
+use super::record::{Count, Dispatch, KernelText, Recording, View};
+use crate::backend::BackendError;
+
+/// A kernel in its place.
+pub(super) struct Launch {
+    pub op: usize,
+    pub pipeline: wgpu::ComputePipeline,
+    pub bindings: wgpu::BindGroup,
+    pub counts: [Count; 3],
+}
+
+pub(super) fn bindings_layout(gpu: &Gpu, is_written: &[bool]) -> wgpu::BindGroupLayout {
+    let entry = |(binding, &is_written): (usize, &bool)| wgpu::BindGroupLayoutEntry {
+        binding: binding as u32,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage { read_only: !is_written },
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
+        count: None,
+    };
+    let entries: Vec<_> = is_written.iter().enumerate().map(entry).collect();
+    gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
+}
+
+pub(super) fn bind<'a>(
+    gpu: &Gpu,
+    layout: &wgpu::BindGroupLayout,
+    resources: impl IntoIterator<Item = wgpu::BindingResource<'a>>,
+) -> wgpu::BindGroup {
+    let numbered = resources.into_iter().zip(0..);
+    let entries: Vec<_> =
+        numbered.map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource }).collect();
+    gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
+}
+
+/// Compiles the kernels and binds their buffers.
+pub(super) fn compile(
+    gpu: &Gpu,
+    recording: &Recording,
+    buffers: &[wgpu::Buffer],
+    step_layout: &wgpu::BindGroupLayout,
+) -> Result<Vec<Launch>, BackendError> {
+    let mut layouts: HashMap<&[bool], wgpu::BindGroupLayout> = HashMap::new();
+    for kernel in &recording.kernels {
+        layouts.entry(&kernel.is_written).or_insert_with(|| bindings_layout(gpu, &kernel.is_written));
+    }
+    let pipelines = pipelines(gpu, &recording.kernels, &|kernel| {
+        [Some(step_layout), Some(&layouts[kernel.is_written.as_slice()])]
+    })?;
+    let launch = |dispatch: &Dispatch| {
+        let resource = |view: &View| {
+            let (buffer, size) = (memory::at(buffers, view.buffer), wgpu::BufferSize::new(view.bytes as u64));
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: view.offset as u64, size })
+        };
+        let layout = &layouts[recording.kernels[dispatch.kernel].is_written.as_slice()];
+        Launch {
+            op: dispatch.op,
+            pipeline: pipelines[dispatch.kernel].clone(),
+            bindings: bind(gpu, layout, dispatch.views.iter().map(resource)),
+            counts: dispatch.counts,
+        }
+    };
+    Ok(recording.dispatches.iter().map(launch).collect())
+}
+
+/// The kernels compiled, by all of the machine's threads; those that were compiled before are not again.
+fn pipelines<'a>(
+    gpu: &Gpu,
+    kernels: &[KernelText],
+    layouts: &(dyn Fn(&KernelText) -> [Option<&'a wgpu::BindGroupLayout>; 2] + Sync),
+) -> Result<Vec<wgpu::ComputePipeline>, BackendError> {
+    let known = || gpu.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+    let new: Vec<&KernelText> = kernels.iter().filter(|kernel| !known().contains_key(&kernel.text)).collect();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let share = new.len().div_ceil(threads).max(1);
+    let compiled = |share: &[&KernelText]| -> Vec<(String, wgpu::ComputePipeline)> {
+        share.iter().map(|kernel| (kernel.text.clone(), pipeline(gpu, kernel, layouts(kernel)))).collect()
+    };
+    let made: Vec<(String, wgpu::ComputePipeline)> = std::thread::scope(|scope| {
+        let shares: Vec<_> = new.chunks(share).map(|share| scope.spawn(|| compiled(share))).collect();
+        shares.into_iter().flat_map(|share| share.join().expect("compiling does not panic")).collect()
+    });
+    // What failed is not kept.
+    gpu.faults.check()?;
+    known().extend(made);
+    Ok(kernels.iter().map(|kernel| known()[&kernel.text].clone()).collect())
+}
+
+fn pipeline(
+    gpu: &Gpu,
+    kernel: &KernelText,
+    layouts: [Option<&wgpu::BindGroupLayout>; 2],
+) -> wgpu::ComputePipeline {
+    let label = Some(kernel.label);
+    let source = wgpu::ShaderSource::Wgsl(kernel.text.as_str().into());
+    let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
+    let layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label,
+        bind_group_layouts: &layouts,
+        immediate_size: 0,
+    });
+    gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label,
+        layout: Some(&layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions::default(),
+        cache: None,
+    })
+}
