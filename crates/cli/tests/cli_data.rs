@@ -111,6 +111,28 @@ fn logits_refuse_what_cannot_be_done() {
 }
 
 #[test]
+fn a_gpu_is_computed_on_or_missed() {
+    let user = User::new();
+    let model = path("qwen3");
+    let on = |backend| user.run(&["logits", &model, "--tokens", "1,2,3", "--backend", backend, "--json"]);
+    let gpu = on("gpu");
+    if !user.run(&["devices"]).fine().stdout.contains("lanes in step") {
+        println!("SKIPPED on a GPU: there is none, not even a software one");
+        return gpu.fails(1, &["libvulkan", "exotherm devices"]);
+    }
+    let values = |json: &Value| -> Vec<f64> {
+        let rows = json["logits"].as_array().expect("rows").iter();
+        rows.flat_map(|row| row.as_array().expect("a row")).filter_map(Value::as_f64).collect()
+    };
+    assert!(gpu.stderr.contains("note: the GPU is "), "{}", gpu.stderr);
+    let (gpu, reference) = (values(&gpu.json()), values(&on("reference").json()));
+    assert_eq!(gpu.len(), reference.len());
+    assert!(gpu.iter().zip(&reference).all(|(a, b)| (a - b).abs() < 1e-3));
+    user.run(&["logits", &model, "--tokens", "1", "--backend", "gpu", "--isa", "avx2"])
+        .fails(2, &["--isa", "gpu"]);
+}
+
+#[test]
 fn what_is_no_model_is_refused() {
     let user = User::new();
     let logits = |model: &str| user.run(&["logits", model, "--tokens", "1"]);

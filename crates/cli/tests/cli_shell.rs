@@ -115,13 +115,15 @@ fn devices_are_listed() {
     let user = User::new();
     let json = user.run(&["devices", "--json"]).json();
     let devices = json["devices"].as_array().expect("a list");
-    assert_eq!(
-        devices.iter().map(|d| d["backend"].as_str()).collect::<Vec<_>>(),
-        [Some("cpu"), Some("reference")]
-    );
-    assert!(devices[0]["cores"].as_u64() >= Some(1));
+    let [cpu, gpus @ .., reference] = devices.as_slice() else { panic!("too few of {json}") };
+    assert_eq!((&cpu["backend"], &reference["backend"]), (&"cpu".into(), &"reference".into()));
+    assert!(cpu["cores"].as_u64() >= Some(1));
+    for gpu in gpus {
+        assert!(gpu["backend"] == "gpu" && gpu["max_binding_bytes"].as_u64() > Some(1 << 20), "{gpu}");
+    }
     let text = user.run(&["devices"]).fine().stdout;
-    assert!(text.contains("cpu ") && text.contains("reference "), "{text}");
+    let gpu = if gpus.is_empty() { "gpu        none" } else { "lanes in step" };
+    assert!(text.contains("cpu ") && text.contains("reference ") && text.contains(gpu), "{text}");
 }
 
 #[test]
