@@ -2,6 +2,7 @@
 
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use exotherm_tensor::Tensor;
 use exotherm_tensor::formats::{f16_to_f32, f32_to_f16};
@@ -13,6 +14,9 @@ use crate::backend::{BackendError, KvType};
 
 /// Bytes of weights that are laid out before they are handed over.
 const PORTION: usize = 16 << 20;
+
+/// How long it may take to be told of what has happened.
+const TELLING: Duration = Duration::from_secs(20);
 
 const USAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
@@ -126,7 +130,8 @@ pub(super) fn take(
     });
     let taken = gpu.wait().and_then(|()| {
         let failed = |why: String| BackendError::Device(format!("its memory cannot be read: {why}"));
-        let mapped = told.try_recv().map_err(|error| failed(error.to_string()))?;
+        // Another thread that waits for the device may be about to tell.
+        let mapped = told.recv_timeout(TELLING).map_err(|error| failed(error.to_string()))?;
         mapped.map_err(|error| failed(error.to_string()))?;
         let view = staging.slice(..bytes).get_mapped_range().map_err(|error| failed(error.to_string()))?;
         words.extend(view.chunks_exact(4).map(|w| u32::from_le_bytes(w.try_into().expect("four bytes"))));
