@@ -9,7 +9,10 @@ const PACKAGES: [&str; 2] = ["mesa-vulkan-drivers", "libvulkan1"];
 const DRIVERS: [&str; 2] = ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"];
 
 /// Sees to a Vulkan driver, installing one where apt may, and tells the tests whether there must be a GPU.
-pub fn prepare(tests: &mut Command, offline: bool) {
+pub fn prepare(tests: &mut Command, offline: bool, heavy: bool) {
+    if heavy {
+        tests.env("EXOTHERM_GPU_CASES", "all");
+    }
     if cfg!(target_os = "macos") {
         tests.env("EXOTHERM_TEST_GPU", "1");
         return;

@@ -21,7 +21,7 @@ Commands:
   test [--offline] [--heavy]  format check, clippy, tidy checks and all tests, after fetching what they need
                               --offline  leave out what needs a network: tests on real weights, and of the server
                                          with a real model (and say so); a driver for a GPU in software is not installed
-                              --heavy    also the tests on gemma3-270m, 253 MB
+                              --heavy    also the tests on gemma3-270m, 253 MB, and all cases on a GPU
   tidy                        the checks of the source tree alone: lengths, layering, words that must not be there
   golden [FILTER]             make the golden models and vectors anew in a Python environment of their own
   bench-peers [OPTIONS]       our speed beside llama.cpp's, in turn on the same files; for an idle machine
@@ -123,7 +123,7 @@ fn test(options: TestOptions) -> Result<()> {
         }
     }
     let mut tests = cargo(&["test", "--workspace", "--features", &features]);
-    gpu::prepare(&mut tests, options.offline);
+    gpu::prepare(&mut tests, options.offline, options.heavy);
     step("tests", &mut tests)?;
     if options.offline {
         println!(

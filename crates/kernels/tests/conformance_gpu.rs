@@ -1,9 +1,28 @@
-//! The suite on a GPU of this machine, software ones included.
+//! The suite on a GPU of this machine, software ones included. A kernel is compiled for every shape, which takes a software
+//! device most of the time: unless `EXOTHERM_GPU_CASES` is `all`, every other case of the ops with many is run, which leaves
+//! two shapes or more of every type.
 
 #[path = "gpu_at_hand/mod.rs"]
 mod gpu_at_hand;
 
+use exotherm_kernels::Backend;
 use exotherm_kernels::conformance::{self, OPS};
+
+/// Ops with more cases than so many have several for every type.
+const MANY: usize = 24;
+
+fn check_op(gpu: &dyn Backend, op: &str) {
+    let cases = conformance::cases_of(op);
+    let all = std::env::var("EXOTHERM_GPU_CASES").is_ok_and(|cases| cases == "all");
+    let step = if all || cases.len() <= MANY { 1 } else { 2 };
+    let failures: Vec<String> = cases
+        .iter()
+        .step_by(step)
+        .filter_map(|case| conformance::check(gpu, case).err())
+        .map(|failure| failure.to_string())
+        .collect();
+    assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
+}
 
 /// As `conformance!`, but each test may find that there is no GPU.
 macro_rules! on_the_gpu {
@@ -11,7 +30,7 @@ macro_rules! on_the_gpu {
         $(#[test]
         fn $op() {
             if let Some(gpu) = gpu_at_hand::gpu() {
-                conformance::check_op(gpu, stringify!($op));
+                check_op(gpu, stringify!($op));
             }
         })+
 
