@@ -130,7 +130,14 @@ fn requests_stay_within_bounds() {
         served.chat(&json!({ "logit_bias": { key: 1 } })).fails(400, Some("logit_bias"), "invalid_value");
     }
     let logs = json!({ "n": 24, "logprobs": true, "top_logprobs": 20, "ignore_eos": true });
-    served.chat(&logs).fails(400, Some("logprobs"), "invalid_value");
+    served.chat(&merged(logs.clone(), &json!({ "max_tokens": 230 }))).fails(
+        400,
+        Some("logprobs"),
+        "invalid_value",
+    );
+    // Who does not say how much gets as much as can be told: 100,000 numbers of 24 answers, 21 for each token.
+    let told = served.chat(&logs).fine();
+    assert_eq!(told["usage"]["completion_tokens"], 24 * (100_000 / 21 / 24));
     // Of prompts it is told at once, in a stream, too; what a stream tells of its answer is not.
     let logs = json!({
         "prompt": vec!["x".repeat(CTX); 24], "logprobs": 20, "echo": true, "stream": true, "max_tokens": 0
