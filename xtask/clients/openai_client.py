@@ -85,7 +85,9 @@ def echoes(client):
         for token, offset in zip(log.tokens, log.text_offset):
             assert prompt[offset:].startswith(token)
         for token, logprob, top in zip(log.tokens[1:], log.token_logprobs[1:], log.top_logprobs[1:]):
-            (likeliest, most), = top.items()
+            # The likeliest, and the token itself where it is another.
+            likeliest, most = max(top.items(), key=lambda entry: entry[1])
+            assert len(top) <= 2 and math.isclose(top[token], logprob)
             assert math.isclose(most, logprob) if likeliest == token else most >= logprob
     # What comes after the prompt is told after it, and what was chosen is told in the same way when it is given.
     longer = complete(client, echo=True, logprobs=1, max_tokens=6, temperature=0).choices[0]
