@@ -2,13 +2,13 @@
 //! with the prompt in one chunk, in many chunks, and token by token.
 
 mod common;
+#[path = "../../kernels/tests/gpu_at_hand/mod.rs"]
+mod gpu_at_hand;
 
 use std::path::Path;
-use std::sync::LazyLock;
 
 use exotherm_kernels::Backend;
 use exotherm_kernels::cpu::CpuBackend;
-use exotherm_kernels::gpu::GpuBackend;
 use exotherm_kernels::profile::{Part, parts};
 use exotherm_kernels::reference::ReferenceBackend;
 
@@ -18,22 +18,11 @@ use common::{Expected, expected, golden_dir, logits, open};
 /// taken for the other.
 const TOLERANCE: f32 = 1e-4;
 
-/// The first GPU of this machine, software ones included.
-static GPU: LazyLock<Option<GpuBackend>> = LazyLock::new(|| {
-    let gpu = GpuBackend::first().expect("the GPU opens");
-    let must_be = std::env::var_os("EXOTHERM_TEST_GPU").is_some();
-    assert!(gpu.is_some() || !must_be, "there is no GPU, not even a software one");
-    gpu
-});
-
 fn check(path: &Path, want: &Expected) {
     let program = open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).program;
     let n = want.tokens.len();
     let cpu = CpuBackend::with_exact_floats(2);
-    let gpu = GPU.as_ref().map(|gpu| gpu as &dyn Backend);
-    if gpu.is_none() {
-        println!("SKIPPED on a GPU: there is none, not even a software one");
-    }
+    let gpu = gpu_at_hand::gpu().map(|gpu| gpu as &dyn Backend);
     for backend in [&ReferenceBackend as &dyn Backend, &cpu].into_iter().chain(gpu) {
         for chunk in [n, 7, 1] {
             let have = logits(backend, &program, want, chunk);
