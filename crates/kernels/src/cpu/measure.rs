@@ -273,20 +273,21 @@ mod tests {
             let read = backend.read_speed((1 << 20) + 12, SHORT).unwrap();
             let (integer, float) =
                 (backend.integer_speed(SHORT).unwrap(), backend.float_speed(SHORT).unwrap());
+            let pairs = backend.pair_speed(SHORT).unwrap();
             let name = level.name();
-            // From what an emulated processor does to a hundred times what any machine will do.
-            for (what, speed, least, most) in
-                [("read", read, 1e6, 1e14), ("integer", integer, 1e6, 1e15), ("float", float, 1e6, 1e14)]
-            {
+            assert_eq!(pairs.is_some(), level.has_pairs(), "{name}");
+            // From what an emulated processor does to a hundred times what any machine will do. How the speeds stand to
+            // each other is no matter for a test: in so short a time, beside other tests, they are far from it.
+            for (what, speed, least, most) in [
+                ("read", Some(read), 1e6, 1e14),
+                ("integer", Some(integer), 1e6, 1e15),
+                ("float", Some(float), 1e6, 1e14),
+                ("pairs", pairs, 1e6, 1e15),
+            ] {
+                let Some(speed) = speed else { continue };
                 let ordered = speed.median <= speed.best;
                 assert!(ordered && (least..most).contains(&speed.best), "{name} {what}: {speed:?}");
             }
-            let pairs = backend.pair_speed(SHORT).unwrap();
-            assert_eq!(
-                pairs.is_some_and(|speed| speed.best > float.best / 4.0),
-                level.has_pairs(),
-                "{name}: {pairs:?}"
-            );
         }
     }
 
