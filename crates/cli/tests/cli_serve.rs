@@ -153,7 +153,7 @@ fn the_memory_that_is_told_is_the_memory_to_give() {
         user.run(&["serve"].into_iter().chain(args.iter().map(String::as_str)).collect::<Vec<_>>())
     };
     let little = refused(17);
-    little.fails(1, &["17 MiB of memory are too few", "beside the model 20;"]);
+    little.fails(1, &["17 MiB of memory are too few", "beside the model 24;"]);
     let told = little.stderr.split("needs ").nth(1).and_then(|rest| rest.split(' ').next());
     let told: usize = told.and_then(|number| number.parse().ok()).expect("a number");
     refused(told - 1).fails(1, &["are too few"]);
@@ -162,7 +162,7 @@ fn the_memory_that_is_told_is_the_memory_to_give() {
     server.signal("-TERM");
     let (code, said) = server.end();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("requests          4.0 MiB"), "{said}");
+    assert!(said.contains("requests          8.0 MiB"), "{said}");
 }
 
 #[test]

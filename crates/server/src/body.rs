@@ -21,8 +21,10 @@ pub const LARGE: usize = 64 << 10;
 /// How long who waits for room waits before it looks again.
 const TURN: Duration = Duration::from_millis(5);
 
-/// What may take of the room. Large bodies leave half of it alone and replies an eighth, so that there is always some for
-/// requests that are small, however slowly others send and read.
+/// A body whose length is not told beforehand begins with so much.
+const UNTOLD: usize = 4 << 10;
+
+/// What takes of the room. Each has its own, so that none can keep the others out, however slowly clients send and read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
     Large,
@@ -32,8 +34,9 @@ pub enum Part {
 
 /// The memory that all bodies together may take, and all that is made of them.
 pub struct Room {
-    used: AtomicUsize,
     most: usize,
+    /// Of each part.
+    used: [AtomicUsize; 3],
     /// The turns of bodies that wait, of each kind by themselves.
     large: Semaphore,
     small: Semaphore,
@@ -42,19 +45,24 @@ pub struct Room {
 impl Room {
     pub fn new(most: usize) -> Arc<Room> {
         let (large, small) = (Semaphore::new(1), Semaphore::new(1));
-        Arc::new(Room { used: AtomicUsize::new(0), most, large, small })
+        Arc::new(Room { used: Default::default(), most, large, small })
     }
 
+    /// By all parts.
     pub fn used(&self) -> usize {
-        self.used.load(Ordering::Acquire)
+        self.used.iter().map(|used| used.load(Ordering::Acquire)).sum()
     }
 
-    /// How full this part may make it.
+    fn used_by(&self, part: Part) -> &AtomicUsize {
+        &self.used[part as usize]
+    }
+
+    /// How much this part may take.
     pub fn most(&self, part: Part) -> usize {
         match part {
             Part::Large => self.most / 2,
-            Part::Reply => self.most - self.most / 8,
-            Part::Small => self.most,
+            Part::Reply => self.most / 8 * 3,
+            Part::Small => self.most / 8,
         }
     }
 }
@@ -95,8 +103,8 @@ impl Share {
         let most = self.room.most(self.part);
         let more = |used: usize| used.checked_add(bytes).filter(|&used| used <= most);
         // Nothing is always there.
-        let grown =
-            bytes == 0 || self.room.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok();
+        let used = self.room.used_by(self.part);
+        let grown = bytes == 0 || used.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok();
         self.bytes += if grown { bytes } else { 0 };
         grown
     }
@@ -114,15 +122,16 @@ impl Share {
 
     /// Counts what is taken now, which has bounds of its own: others are refused for it, not this one.
     pub fn set(&mut self, bytes: usize) {
-        self.room.used.fetch_add(bytes, Ordering::AcqRel);
-        self.room.used.fetch_sub(self.bytes, Ordering::AcqRel);
+        let used = self.room.used_by(self.part);
+        used.fetch_add(bytes, Ordering::AcqRel);
+        used.fetch_sub(self.bytes, Ordering::AcqRel);
         self.bytes = bytes;
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.room.used.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.room.used_by(self.part).fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -157,7 +166,7 @@ pub async fn read(request: Request, config: &Config, room: &Arc<Room>) -> Result
         return Err(too_large(most));
     }
     // One whose length is not told beforehand is small until it turns out to be large.
-    let expected = declared.map_or(LARGE.min(most), |bytes| bytes as usize);
+    let expected = declared.map_or(UNTOLD.min(most), |bytes| bytes as usize);
     let mut received = Received::with_room(expected, config.body_timeout, room).await?;
     let mut deadline = Instant::now() + config.body_timeout;
     let mut pace = Pace::new(config.body_silence, config.least_rate);
@@ -176,10 +185,12 @@ pub async fn read(request: Request, config: &Config, room: &Arc<Room>) -> Result
             return Err(too_large(most));
         }
         if data.len() > received.share.bytes() - received.bytes.len() {
+            let needed = received.bytes.len() + data.len();
+            let next = if needed <= LARGE { LARGE.min(most) } else { most };
             // Its part goes first: with it many that wait would keep all room from one another.
             let Received { bytes, share } = received;
             drop(share);
-            received = Received::with_room(most, config.body_timeout, room).await?;
+            received = Received::with_room(next, config.body_timeout, room).await?;
             received.bytes.extend_from_slice(&bytes);
             deadline = Instant::now() + config.body_timeout;
         }
@@ -195,4 +206,30 @@ fn overloaded() -> ApiError {
 fn too_large(most: usize) -> ApiError {
     let message = format!("the body is larger than {most} bytes, the most that is read");
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_is_full_leaves_the_others_theirs() {
+        let parts = [Part::Large, Part::Reply, Part::Small];
+        for full in parts {
+            let room = Room::new(8 << 20);
+            let mut shares: Vec<Share> = parts.map(|part| Share::new(&room, part)).into();
+            let filled = &mut shares[full as usize];
+            // What has bounds of its own may take more than there is.
+            filled.set(3 * room.most(full));
+            assert_eq!(filled.grow(1).map_err(|error| error.code), Err(Some("too_much_memory")));
+            assert!(Share::new(&room, full).grow(1).is_err(), "{full:?}");
+            for part in parts.into_iter().filter(|&part| part != full) {
+                assert!(shares[part as usize].grow(room.most(part)).is_ok(), "{full:?} keeps {part:?} out");
+                assert!(Share::new(&room, part).grow(1).is_err(), "{part:?} is full");
+            }
+            drop(shares);
+            assert_eq!(room.used(), 0);
+        }
+        assert!(parts.iter().map(|&part| Room::new(8 << 20).most(part)).sum::<usize>() <= 8 << 20);
+    }
 }

@@ -92,7 +92,11 @@ impl Job {
                 self.tell(done, &embedding, &mut reply)?;
                 done += 1;
             }
-            self.check_size(reply.len() / done, trace.most_held())?;
+            let each = reply.len() / done;
+            let each = each + each / 8;
+            self.check_size(each, trace.most_held())?;
+            // Grown as needed, it would take up to twice what it is.
+            reply.reserve_exact((self.inputs.len() - done) * each);
             grow_to(&mut share, &mut reply)?;
         }
         let tokens: usize = self.inputs.iter().map(|input| input.ids.len()).sum();

@@ -127,12 +127,12 @@ fn bodies_in_chunks_are_small_until_they_are_large() {
         }
         sent
     };
-    for bytes in [100, 65_536, 65_537, 1_000_000] {
+    for bytes in [100, 4_096, 4_097, 65_536, 65_537, 1_000_000] {
         let sent = [chunked(bytes), b"0\r\n\r\n".to_vec()].concat();
         assert_eq!(Reply::parse(&served.raw(&sent)).status, 200, "{bytes}");
     }
     held_is(&served, 0);
-    for (bytes, taken) in [(50_000, 64 << 10), (100_000, 2 << 20)] {
+    for (bytes, taken) in [(1_000, 4 << 10), (50_000, 64 << 10), (100_000, 2 << 20)] {
         let mut open = served.connect();
         open.write_all(&chunked(bytes)).expect("it is taken");
         held_is(&served, taken);

@@ -38,18 +38,26 @@ fn begin(served: &Served, stream: bool) -> TcpStream {
 #[test]
 fn a_client_that_goes_away_frees_what_it_had() {
     let served = Served::with(slow());
-    // Even one that sent more than its request, so that nobody reads on.
-    for (stream, more) in [(true, ""), (false, ""), (true, "\n"), (false, "GET / HTTP/1.1\r\n")] {
+    // Even one that sent more than its request, so that nobody reads on; and one that closed its own side alone, which looks
+    // the same from here.
+    let cases = [
+        (true, "", Shutdown::Both),
+        (false, "", Shutdown::Both),
+        (true, "\n", Shutdown::Both),
+        (false, "GET / HTTP/1.1\r\n", Shutdown::Both),
+        (false, "", Shutdown::Write),
+    ];
+    for (stream, more, how) in cases {
         let mut connection = begin(&served, stream);
         connection.write_all(more.as_bytes()).expect("it is taken");
         assert!(served.metric("exotherm_kv_blocks{model=\"tiny\",state=\"used\"}") > 0.0);
         assert_eq!(served.metric("exotherm_requests_running{model=\"tiny\"}"), 1.0);
-        drop(connection);
+        connection.shutdown(how).expect("closed");
         let gone = Instant::now();
         served.settle();
         assert!(gone.elapsed() < Duration::from_millis(700), "within a step, not at the answer's end");
     }
-    assert_eq!(served.metric("exotherm_requests_total{model=\"tiny\",outcome=\"cancelled\"}"), 4.0);
+    assert_eq!(served.metric("exotherm_requests_total{model=\"tiny\",outcome=\"cancelled\"}"), 5.0);
     let blocks =
         |state: &str| served.metric(&format!("exotherm_kv_blocks{{model=\"tiny\",state=\"{state}\"}}"));
     assert_eq!((blocks("used"), blocks("free") > 0.0), (0.0, true));

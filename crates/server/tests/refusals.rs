@@ -121,7 +121,7 @@ fn requests_stay_within_bounds() {
     let written = served.chat(&json!({ "max_tokens": 16.0 }));
     written.fails(400, Some("max_tokens"), "invalid_type");
     assert!(written.text().contains("16.0"), "{}", written.text());
-    let config = Config { max_bodies_bytes: 24_000, ..Config::default() };
+    let config = Config { max_bodies_bytes: 56_000, ..Config::default() };
     let small = Served::with(Setup { config, ..Setup::default() });
     let many = small.post("/v1/embeddings", &json!({ "input": vec!["x"; 100] }));
     many.fails(400, Some("input"), "invalid_value");

@@ -262,7 +262,7 @@ fn load(args: &Args, cx: &Context, name: &str, model_name: &str, room: &mut Room
 /// body always fits, and no more than there is use for.
 fn for_requests(memory: Option<usize>) -> usize {
     const MOST: usize = 64 << 20;
-    memory.map_or(MOST, |bytes| (bytes / 16).clamp(4 << 20, MOST))
+    memory.map_or(MOST, |bytes| (bytes / 16).clamp(8 << 20, MOST))
 }
 
 /// What is taken beside a model's plan.
@@ -301,7 +301,7 @@ impl Beside {
 
     fn tell(&self, plan: &MemoryPlan, memory: Option<usize>) {
         let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
-        note(format_args!("requests   {:10.1} MiB  bodies and replies, at most", mib(self.requests(memory))));
+        note(format_args!("requests   {:10.1} MiB  bodies and replies, about", mib(self.requests(memory))));
         note(format_args!("program    {:10.1} MiB  about", mib(Beside::PROGRAM)));
         note(format_args!("in all     {:10.1} MiB", mib(plan.total().saturating_add(self.total(memory)))));
     }
