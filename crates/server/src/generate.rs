@@ -8,7 +8,6 @@ use axum::http::StatusCode;
 use exotherm_engine::handle::{Listener, Ticket, Update};
 use exotherm_engine::{FinishReason, Request, RequestStats, TokenLogprob, TokenLogprobs};
 use exotherm_tokenizer::{StopMatcher, Stream, Tokenizer};
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::body::{Holds, Share};
@@ -110,7 +109,7 @@ pub struct Running {
 }
 
 /// What was said of a choice and not read yet, and its share of the memory that there is for that.
-struct Waiting {
+pub struct Waiting {
     choice: usize,
     update: Update,
     _share: Option<Share>,
@@ -146,16 +145,19 @@ impl Running {
         let (tell, updates) = channel(count.saturating_mul(MOST_UNREAD));
         let overrun = Arc::<AtomicBool>::default();
         let listener = |i: usize| -> Listener {
-            let (tell, overrun) = (tell.clone(), Arc::clone(&overrun));
+            let (tell, overrun, post) = (tell.clone(), Arc::clone(&overrun), Arc::clone(&params.model.post));
             let room = params.logprobs.filter(|_| params.stream).map(|_| room.another());
             Box::new(move |update| {
+                if tell.is_closed() || overrun.load(Ordering::Acquire) {
+                    return false;
+                }
                 let others = tell.max_capacity() - tell.capacity();
-                let sent = match Waiting::new(i, update, others, room.as_ref()) {
-                    Some(waiting) => tell.try_send(waiting).map_err(|e| matches!(e, TrySendError::Full(_))),
-                    None => Err(true),
-                };
-                overrun.fetch_or(sent == Err(true), Ordering::AcqRel);
-                sent.is_ok()
+                match Waiting::new(i, update, others, room.as_ref()) {
+                    Some(waiting) => post.send(&tell, waiting, &overrun),
+                    None => overrun.store(true, Ordering::Release),
+                }
+                // What finds no room is told by the next call.
+                !overrun.load(Ordering::Acquire)
             })
         };
         let submission = |(i, prompt)| {

@@ -21,6 +21,7 @@ mod logprobs;
 mod metrics;
 mod model;
 mod params;
+mod post;
 mod reply;
 mod routes;
 mod spans;
@@ -39,6 +40,7 @@ pub use model::{Facts, ServedModel};
 
 use app::App;
 use socket2::SockRef;
+use tokio::runtime::Handle;
 
 /// Threads that parse and tokenize: as many as one machine's users keep busy, and no more memory than they need.
 const READERS: usize = 2;
@@ -51,6 +53,8 @@ const SEND_BUFFER_BYTES: usize = 64 << 10;
 pub struct Server {
     app: Arc<App>,
     address: SocketAddr,
+    /// Of the thread of connections.
+    runtime: Handle,
     thread: JoinHandle<()>,
 }
 
@@ -71,7 +75,7 @@ impl Server {
             let _inside = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
         };
-        let router = routes::router(Arc::clone(&app));
+        let (router, handle) = (routes::router(Arc::clone(&app)), runtime.handle().clone());
         let shared = Arc::clone(&app);
         let serve = move || {
             runtime.block_on(listen::serve(shared, listener, router));
@@ -79,7 +83,7 @@ impl Server {
             runtime.shutdown_background();
         };
         let thread = Builder::new().name("http".into()).spawn(serve)?;
-        Ok(Server { app, address, thread })
+        Ok(Server { app, address, runtime: handle, thread })
     }
 
     /// Where it listens.
@@ -89,6 +93,9 @@ impl Server {
 
     /// Hands it the models that it serves; the first answers requests that name none, if it is the only one.
     pub fn publish(&self, models: Vec<ServedModel>) {
+        for post in models.iter().map(|model| Arc::clone(&model.post)) {
+            self.runtime.spawn(async move { post.deliver().await });
+        }
         self.app.publish(model::Models(models.into_iter().map(Arc::new).collect()));
     }
 

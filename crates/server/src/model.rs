@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::error::ApiError;
+use crate::generate::Waiting;
+use crate::post::Post;
 
 /// What a receipt tells of how a model is run.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +31,8 @@ pub struct ServedModel {
     pub tokenizer: Arc<Tokenizer>,
     /// Tokens that end an answer.
     pub stop_tokens: Vec<u32>,
+    /// What the engine says on its way to who asked.
+    pub(crate) post: Arc<Post<Waiting>>,
     facts: Facts,
     /// Requests that were refused before the engine had them.
     pub refused: AtomicU64,
@@ -50,7 +54,10 @@ impl ServedModel {
         };
         let tokenizer = Arc::new(tokenizer);
         let (created_s, refused) = (now_s(), AtomicU64::new(0));
-        ServedModel { id, handle, tokenizer, stop_tokens, facts, refused, created_s, template_hash }
+        let post = Arc::<Post<Waiting>>::default();
+        let rung = Arc::clone(&post);
+        handle.on_told(move || rung.ring());
+        ServedModel { id, handle, tokenizer, stop_tokens, post, facts, refused, created_s, template_hash }
     }
 
     /// Hands requests to the engine, all of them or none, and counts those that it does not take.

@@ -129,5 +129,7 @@ impl Choice {
         };
         self.tell(Update::Finished { reason, stats, fault: fault.map(Arc::from) });
         self.dismiss();
+        // Who is dropped here may be so when the engine's thread rings no more.
+        self.shared.ring();
     }
 }

@@ -32,10 +32,12 @@ impl Driver {
 
     /// Whatever there is to do next; false if it is time to end. A panic on the way fails the requests concerned.
     fn turn(&mut self) -> bool {
-        match catch_unwind(AssertUnwindSafe(|| self.work())) {
+        let goes_on = match catch_unwind(AssertUnwindSafe(|| self.work())) {
             Ok(goes_on) => goes_on,
             Err(panic) => self.recover(&EngineError::panicked(&*panic).to_string()),
-        }
+        };
+        self.desk.shared.ring();
+        goes_on
     }
 
     fn work(&mut self) -> bool {
@@ -43,8 +45,9 @@ impl Driver {
         if !goes_on {
             self.desk.active.keys().for_each(|&id| self.engine.cancel(id));
         }
-        // A step may take long, and what it works on is to be seen meanwhile.
+        // A step may take long: what it works on is to be seen meanwhile, and who was taken in is not to wait for it.
         self.publish();
+        self.desk.shared.ring();
         self.step();
         goes_on
     }

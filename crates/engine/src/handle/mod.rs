@@ -13,7 +13,7 @@ mod driver;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use crate::engine::Engine;
@@ -117,6 +117,18 @@ struct Shared {
     died: AtomicBool,
     stats: Mutex<EngineStats>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    bell: OnceLock<Bell>,
+}
+
+type Bell = Box<dyn Fn() + Send + Sync>;
+
+impl Shared {
+    /// Says that listeners were told something.
+    fn ring(&self) {
+        if let Some(bell) = self.bell.get() {
+            bell();
+        }
+    }
 }
 
 enum Command {
@@ -158,6 +170,7 @@ impl EngineHandle {
             died: AtomicBool::new(false),
             stats: Mutex::new(EngineStats { scheduler: engine.stats(), ..EngineStats::default() }),
             thread: Mutex::new(None),
+            bell: OnceLock::new(),
         });
         let driver = Driver::new(engine, inbox, Arc::clone(&shared));
         (EngineHandle { commands, shared }, driver)
@@ -197,6 +210,12 @@ impl EngineHandle {
                 Err(Refusal::Gone)
             }
         }
+    }
+
+    /// `bell` is called whenever listeners have been told what there was to tell, once for all of a step. So a listener may
+    /// leave what it hears for somebody else, who is woken by the bell. It must not block; the first one stays.
+    pub fn on_told(&self, bell: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.bell.set(Box::new(bell));
     }
 
     /// Whether the engine's thread is there: not after it was shut down, and not if it died of something.
