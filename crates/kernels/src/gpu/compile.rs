@@ -1,6 +1,7 @@
 //! Kernels compiled and their buffers bound.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::PoisonError;
 
 use super::device::Gpu;
@@ -14,6 +15,7 @@ pub(super) struct Launch {
     pub pipeline: wgpu::ComputePipeline,
     pub bindings: wgpu::BindGroup,
     pub counts: [Count; 3],
+    pub rows: RangeInclusive<usize>,
 }
 
 pub(super) fn bindings_layout(gpu: &Gpu, is_written: &[bool]) -> wgpu::BindGroupLayout {
@@ -67,6 +69,7 @@ pub(super) fn compile(
             pipeline: pipelines[dispatch.kernel].clone(),
             bindings: bind(gpu, layout, dispatch.views.iter().map(resource)),
             counts: dispatch.counts,
+            rows: dispatch.rows.clone(),
         }
     };
     Ok(recording.dispatches.iter().map(launch).collect())
@@ -102,7 +105,15 @@ fn pipeline(
 ) -> wgpu::ComputePipeline {
     let label = Some(kernel.label);
     let source = wgpu::ShaderSource::Wgsl(kernel.text.as_str().into());
-    let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
+    let described = wgpu::ShaderModuleDescriptor { label, source };
+    let module = match gpu.is_checked {
+        true => gpu.device.create_shader_module(described),
+        // SAFETY: all kernels are this crate's own and run with checks in the suite; batches are checked before they run, and
+        // no loop of them is endless.
+        false => unsafe {
+            gpu.device.create_shader_module_trusted(described, wgpu::ShaderRuntimeChecks::unchecked())
+        },
+    };
     let layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label,
         bind_group_layouts: &layouts,
@@ -113,7 +124,11 @@ fn pipeline(
         layout: Some(&layout),
         module: &module,
         entry_point: Some("main"),
-        compilation_options: wgpu::PipelineCompilationOptions::default(),
+        // What lanes share is written before it is read.
+        compilation_options: wgpu::PipelineCompilationOptions {
+            zero_initialize_workgroup_memory: false,
+            ..wgpu::PipelineCompilationOptions::default()
+        },
         cache: None,
     })
 }

@@ -15,7 +15,7 @@ mod step;
 use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse};
 use crate::program::Program;
 
-pub use device::{GpuInfo, GpuKind};
+pub use device::{GpuInfo, GpuKind, GpuOptions};
 
 pub(crate) use kernel::Kernel;
 pub(crate) use record::{Count, Recorder, View};
@@ -29,13 +29,13 @@ pub struct GpuBackend {
 }
 
 impl GpuBackend {
-    pub fn open(info: &GpuInfo) -> Result<GpuBackend, BackendError> {
-        Ok(GpuBackend { gpu: info.open()? })
+    pub fn open(info: &GpuInfo, options: &GpuOptions) -> Result<GpuBackend, BackendError> {
+        Ok(GpuBackend { gpu: info.open(options)? })
     }
 
     /// On the first GPU of this machine, software ones included, if there is one.
-    pub fn first() -> Result<Option<GpuBackend>, BackendError> {
-        GpuInfo::all().first().map(GpuBackend::open).transpose()
+    pub fn first(options: &GpuOptions) -> Result<Option<GpuBackend>, BackendError> {
+        GpuInfo::all().first().map(|info| GpuBackend::open(info, options)).transpose()
     }
 }
 

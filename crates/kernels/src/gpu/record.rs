@@ -2,7 +2,7 @@
 //! anything. So memory is known to the byte beforehand, dispatches are counted and kernels validated without a device.
 
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use exotherm_tensor::Tensor;
 
@@ -79,6 +79,8 @@ pub(crate) struct Dispatch {
     pub kernel: usize,
     pub views: Vec<View>,
     pub counts: [Count; 3],
+    /// Of how many rows: what is best for one is not for many.
+    pub rows: RangeInclusive<usize>,
 }
 
 /// A kernel's text, and which of its bindings are written.
@@ -141,11 +143,15 @@ pub(crate) struct Recorder<'a> {
     pub traits: &'a Traits,
     recording: Recording,
     op: usize,
+    rows: RangeInclusive<usize>,
     vectors: HashMap<Vec<u32>, View>,
     vector_values: Vec<f32>,
     matrices: HashMap<u32, Vec<Piece>>,
     texts: HashMap<String, usize>,
 }
+
+/// Steps of any size.
+const ALL_ROWS: RangeInclusive<usize> = 0..=usize::MAX;
 
 /// The buffer of all vectors.
 const VECTORS: BufferId = BufferId(0);
@@ -158,6 +164,7 @@ pub(crate) fn record(program: &Program, limits: &Limits, traits: &Traits) -> Res
         traits,
         recording: Recording::default(),
         op: 0,
+        rows: ALL_ROWS,
         vectors: HashMap::new(),
         vector_values: Vec::new(),
         matrices: HashMap::new(),
@@ -338,6 +345,14 @@ impl Recorder<'_> {
         Ok(self.whole(buffer))
     }
 
+    /// Records what is done in steps of so many rows alone, of the batch or of those that want logits.
+    pub fn for_rows<T>(&mut self, rows: RangeInclusive<usize>, record: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.rows, rows);
+        let made = record(self);
+        self.rows = before;
+        made
+    }
+
     /// Records that a kernel is run in so many workgroups.
     pub fn dispatch(&mut self, kernel: &Kernel, counts: [Count; 3]) {
         let text = kernel.text();
@@ -348,7 +363,8 @@ impl Recorder<'_> {
             kernels.len() - 1
         });
         let views = kernel.bindings().iter().map(|b| b.view).collect();
-        self.recording.dispatches.push(Dispatch { op: self.op, kernel: number, views, counts });
+        let rows = self.rows.clone();
+        self.recording.dispatches.push(Dispatch { op: self.op, kernel: number, views, counts, rows });
     }
 }
 

@@ -9,11 +9,8 @@ use crate::conformance::{cases, programs};
 use crate::ops::Op;
 use crate::program::{MatId, Program};
 
-/// As little as any device has.
-const TRAITS: Traits = Traits { max_binding: 128 << 20 };
-
 fn recorded(program: &Program, limits: &Limits) -> Recording {
-    record(program, limits, &TRAITS).expect("everything fits")
+    record(program, limits, &Traits::LEAST).expect("everything fits")
 }
 
 /// Parses and validates a kernel and writes it as MSL and SPIR-V.
@@ -77,7 +74,7 @@ fn layers_share_their_kernels() {
 fn large_matrices_are_split() {
     let program = programs::draw(programs::Kind::Dense, 1);
     let whole = recorded(&program, &limits(KvType::F16));
-    let small = Traits { max_binding: 4096 };
+    let small = Traits { max_binding: 4096, ..Traits::LEAST };
     let split =
         record(&program, &Limits { rows: 1, logit_rows: 1, blocks: 1, ..limits(KvType::F16) }, &small);
     let split = split.expect("rows are small");

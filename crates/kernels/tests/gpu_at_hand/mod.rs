@@ -3,10 +3,12 @@
 
 use std::sync::LazyLock;
 
-use exotherm_kernels::gpu::GpuBackend;
+use exotherm_kernels::gpu::{GpuBackend, GpuOptions};
 
 static GPU: LazyLock<Option<GpuBackend>> = LazyLock::new(|| {
-    let gpu = GpuBackend::first().expect("the GPU opens");
+    // Kernels pass with checks before they go without.
+    let options = GpuOptions { checked: true, ..GpuOptions::default() };
+    let gpu = GpuBackend::first(&options).expect("the GPU opens");
     // Set where the tests' own preparations have put one there.
     let must_be = std::env::var_os("EXOTHERM_TEST_GPU").is_some();
     assert!(gpu.is_some() || !must_be, "there is no GPU, not even a software one");
