@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use super::in_step::{self, Tuning};
 use crate::backend::BackendError;
 
 /// What decides which kernels a device gets and how a program is laid out for it.
@@ -21,13 +22,25 @@ pub(crate) struct Traits {
     pub matrices: bool,
     /// Whether activations are rounded to integers where they meet quantized weights.
     pub rounded: bool,
+    pub tuning: Tuning,
 }
 
 impl Traits {
+    /// How many lanes are sure to run in step, where kernels are to make use of it.
+    pub fn in_step(&self) -> Option<usize> {
+        in_step::lanes_in_step(self.subgroup)
+    }
+
     /// As little as any device has.
     #[cfg(test)]
-    pub const LEAST: Traits =
-        Traits { max_binding: 128 << 20, subgroup: None, halves: false, matrices: false, rounded: false };
+    pub const LEAST: Traits = Traits {
+        max_binding: 128 << 20,
+        subgroup: None,
+        halves: false,
+        matrices: false,
+        rounded: false,
+        tuning: Tuning::SOFTWARE,
+    };
 }
 
 /// How a GPU is used; what it cannot do is not used whatever is said here.
@@ -41,11 +54,20 @@ pub struct GpuOptions {
     pub subgroups: bool,
     pub halves: bool,
     pub matrices: bool,
+    /// How products are shared out; `None` is what suits the device.
+    pub tuning: Option<Tuning>,
 }
 
 impl Default for GpuOptions {
     fn default() -> GpuOptions {
-        GpuOptions { checked: false, rounded: None, subgroups: true, halves: true, matrices: true }
+        GpuOptions {
+            checked: false,
+            rounded: None,
+            subgroups: true,
+            halves: true,
+            matrices: true,
+            tuning: None,
+        }
     }
 }
 
@@ -133,12 +155,16 @@ impl GpuInfo {
         let is_real = self.kind() != GpuKind::Software;
         // Apple's multiply no bytes four at a time.
         let suits = is_real && self.adapter.get_info().backend == wgpu::Backend::Vulkan;
+        let subgroup = features.contains(wgpu::Features::SUBGROUP).then(|| self.lanes_in_step());
+        let tuning = if is_real { Tuning::GPU } else { Tuning::SOFTWARE };
         Traits {
             max_binding: max_binding(&self.adapter.limits()),
-            subgroup: features.contains(wgpu::Features::SUBGROUP).then(|| self.lanes_in_step()),
+            subgroup,
             halves: features.contains(wgpu::Features::SHADER_F16),
             matrices: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
-            rounded: options.rounded.unwrap_or(suits),
+            // Only kernels whose lanes run in step do so.
+            rounded: options.rounded.unwrap_or(suits) && in_step::lanes_in_step(subgroup).is_some(),
+            tuning: options.tuning.unwrap_or(tuning),
         }
     }
 

@@ -147,6 +147,7 @@ pub(crate) struct Recorder<'a> {
     vectors: HashMap<Vec<u32>, View>,
     vector_values: Vec<f32>,
     matrices: HashMap<u32, Vec<Piece>>,
+    kept_rows: HashMap<(usize, bool), View>,
     texts: HashMap<String, usize>,
 }
 
@@ -168,6 +169,7 @@ pub(crate) fn record(program: &Program, limits: &Limits, traits: &Traits) -> Res
         vectors: HashMap::new(),
         vector_values: Vec::new(),
         matrices: HashMap::new(),
+        kept_rows: HashMap::new(),
         texts: HashMap::new(),
     };
     recorder.buffer(0, Class::Weights, Fill::Zeros)?;
@@ -286,6 +288,17 @@ impl Recorder<'_> {
         Ok(self.whole(id))
     }
 
+    /// Room for `width` words of every row of the batch, or of logits, which ops share: each fills it before it reads it.
+    pub fn kept_rows(&mut self, width: usize, of: Rows) -> Result<View, BackendError> {
+        let key = (width, of == Rows::Batch);
+        if let Some(view) = self.kept_rows.get(&key) {
+            return Ok(*view);
+        }
+        let view = if of == Rows::Batch { self.scratch(width) } else { self.logits_scratch(width) }?;
+        self.kept_rows.insert(key, view);
+        Ok(view)
+    }
+
     /// A vector of the program.
     pub fn vector(&mut self, id: VecId) -> View {
         self.joined(&[id])
@@ -355,6 +368,11 @@ impl Recorder<'_> {
 
     /// Records that a kernel is run in so many workgroups.
     pub fn dispatch(&mut self, kernel: &Kernel, counts: [Count; 3]) {
+        let of_logits = counts.iter().any(|count| matches!(count, Count::LogitRows(_)));
+        let most = if of_logits { self.limits.logit_rows } else { self.limits.rows };
+        if *self.rows.start() > most {
+            return;
+        }
         let text = kernel.text();
         let is_written = kernel.bindings().iter().map(|b| b.is_written).collect();
         let kernels = &mut self.recording.kernels;
