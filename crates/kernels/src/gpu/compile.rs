@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::sync::PoisonError;
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use super::device::Gpu;
 use super::memory;
@@ -12,10 +12,32 @@ use crate::backend::BackendError;
 /// A kernel in its place.
 pub(super) struct Launch {
     pub op: usize,
-    pub pipeline: wgpu::ComputePipeline,
+    pub pipeline: Arc<Pipeline>,
     pub bindings: wgpu::BindGroup,
     pub counts: [Count; 3],
     pub rows: RangeInclusive<usize>,
+}
+
+/// A kernel that is compiled, when it is first run at the latest.
+pub(super) struct Pipeline {
+    gpu: Gpu,
+    kernel: KernelText,
+    layouts: [wgpu::BindGroupLayout; 2],
+    compiled: OnceLock<wgpu::ComputePipeline>,
+}
+
+impl Pipeline {
+    pub fn get(&self) -> &wgpu::ComputePipeline {
+        self.compiled.get_or_init(|| {
+            let known = || self.gpu.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = known().get(&self.kernel.text).cloned();
+            found.unwrap_or_else(|| {
+                let made = pipeline(&self.gpu, &self.kernel, self.layouts.each_ref().map(Some));
+                known().insert(self.kernel.text.clone(), made.clone());
+                made
+            })
+        })
+    }
 }
 
 pub(super) fn bindings_layout(gpu: &Gpu, is_written: &[bool]) -> wgpu::BindGroupLayout {
@@ -44,7 +66,8 @@ pub(super) fn bind<'a>(
     gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
 }
 
-/// Compiles the kernels and binds their buffers.
+/// Compiles the kernels and binds their buffers. A processor in place of a GPU takes so long for a kernel that only those are
+/// compiled there that are run.
 pub(super) fn compile(
     gpu: &Gpu,
     recording: &Recording,
@@ -55,9 +78,16 @@ pub(super) fn compile(
     for kernel in &recording.kernels {
         layouts.entry(&kernel.is_written).or_insert_with(|| bindings_layout(gpu, &kernel.is_written));
     }
-    let pipelines = pipelines(gpu, &recording.kernels, &|kernel| {
-        [Some(step_layout), Some(&layouts[kernel.is_written.as_slice()])]
-    })?;
+    if !gpu.is_software {
+        compile_all(gpu, &recording.kernels, &|kernel| {
+            [Some(step_layout), Some(&layouts[kernel.is_written.as_slice()])]
+        })?;
+    }
+    let pipeline = |kernel: &KernelText| {
+        let layouts = [step_layout.clone(), layouts[kernel.is_written.as_slice()].clone()];
+        Arc::new(Pipeline { gpu: gpu.clone(), kernel: kernel.clone(), layouts, compiled: OnceLock::new() })
+    };
+    let pipelines: Vec<Arc<Pipeline>> = recording.kernels.iter().map(pipeline).collect();
     let launch = |dispatch: &Dispatch| {
         let resource = |view: &View| {
             let (buffer, size) = (memory::at(buffers, view.buffer), wgpu::BufferSize::new(view.bytes as u64));
@@ -75,12 +105,12 @@ pub(super) fn compile(
     Ok(recording.dispatches.iter().map(launch).collect())
 }
 
-/// The kernels compiled, by all of the machine's threads; those that were compiled before are not again.
-fn pipelines<'a>(
+/// Compiles the kernels, by all of the machine's threads; those that were compiled before are not again.
+fn compile_all<'a>(
     gpu: &Gpu,
     kernels: &[KernelText],
     layouts: &(dyn Fn(&KernelText) -> [Option<&'a wgpu::BindGroupLayout>; 2] + Sync),
-) -> Result<Vec<wgpu::ComputePipeline>, BackendError> {
+) -> Result<(), BackendError> {
     let known = || gpu.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
     let new: Vec<&KernelText> = kernels.iter().filter(|kernel| !known().contains_key(&kernel.text)).collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -95,7 +125,7 @@ fn pipelines<'a>(
     // What failed is not kept.
     gpu.faults.check()?;
     known().extend(made);
-    Ok(kernels.iter().map(|kernel| known()[&kernel.text].clone()).collect())
+    Ok(())
 }
 
 fn pipeline(

@@ -195,8 +195,17 @@ impl GpuInfo {
         });
         let traits = self.traits(options, features);
         let can_time = features.contains(wgpu::Features::TIMESTAMP_QUERY);
-        let is_checked = options.checked;
-        Ok(Gpu { device, queue, traits, faults, can_time, is_checked, pipelines: Arc::default() })
+        let (is_checked, is_software) = (options.checked, self.kind() == GpuKind::Software);
+        Ok(Gpu {
+            device,
+            queue,
+            traits,
+            faults,
+            can_time,
+            is_checked,
+            is_software,
+            pipelines: Arc::default(),
+        })
     }
 }
 
@@ -217,6 +226,8 @@ pub(crate) struct Gpu {
     pub can_time: bool,
     /// Whether its kernels look after every index.
     pub is_checked: bool,
+    /// Whether it is the processor, in place of a GPU.
+    pub is_software: bool,
     /// Compiled kernels by their texts: programs of one shape share them.
     pub pipelines: Arc<Mutex<HashMap<String, wgpu::ComputePipeline>>>,
 }

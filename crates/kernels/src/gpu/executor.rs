@@ -227,7 +227,7 @@ impl GpuExecutor {
         if x == 0 || y == 0 || z == 0 {
             return;
         }
-        pass.set_pipeline(&launch.pipeline);
+        pass.set_pipeline(launch.pipeline.get());
         pass.set_bind_group(0, &self.step.bindings, &[]);
         pass.set_bind_group(1, &launch.bindings, &[]);
         pass.dispatch_workgroups(x, y, z);

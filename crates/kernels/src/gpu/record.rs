@@ -84,7 +84,7 @@ pub(crate) struct Dispatch {
 }
 
 /// A kernel's text, and which of its bindings are written.
-#[derive(PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct KernelText {
     pub label: &'static str,
     pub text: String,
@@ -358,9 +358,11 @@ impl Recorder<'_> {
         Ok(self.whole(buffer))
     }
 
-    /// Records what is done in steps of so many rows alone, of the batch or of those that want logits.
+    /// Records what is done in steps of so many rows alone, of the batch or of those that want logits. Within another such call
+    /// it is for steps that both are for.
     pub fn for_rows<T>(&mut self, rows: RangeInclusive<usize>, record: impl FnOnce(&mut Self) -> T) -> T {
-        let before = std::mem::replace(&mut self.rows, rows);
+        let both = *rows.start().max(self.rows.start())..=*rows.end().min(self.rows.end());
+        let before = std::mem::replace(&mut self.rows, both);
         let made = record(self);
         self.rows = before;
         made
@@ -370,7 +372,8 @@ impl Recorder<'_> {
     pub fn dispatch(&mut self, kernel: &Kernel, counts: [Count; 3]) {
         let of_logits = counts.iter().any(|count| matches!(count, Count::LogitRows(_)));
         let most = if of_logits { self.limits.logit_rows } else { self.limits.rows };
-        if *self.rows.start() > most {
+        if self.rows.is_empty() || *self.rows.start() > most {
+            // There is no such step.
             return;
         }
         let text = kernel.text();

@@ -91,7 +91,7 @@ pub(crate) struct Main {
     pub n_out: usize,
     /// One, or two for gates and ups.
     pub halves: usize,
-    /// Rows that share the weights.
+    /// Rows that share the weights: as many as there are in all where they are held.
     pub tile: usize,
     /// How often there is all that at least.
     pub times: usize,

@@ -18,7 +18,7 @@ pub(super) fn main(tuning: &Tuning, work: &Work, shape: &Shape) -> String {
          fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_id) subgroup: u32,\n    \
          @builtin(subgroup_size) width: u32, @builtin(subgroup_invocation_id) inside: u32) {{\n    \
          let lane = subgroup * width + inside;\n    let first_row = first_row_of(wg);\n    \
-         let count = min(TILE, all_rows() - first_row);\n    begin(lane, first_row);\n{stats}    \
+         let count = {count};\n    begin(lane, first_row);\n{stats}    \
          for (var round = 0u; round < ROUNDS; round++) {{\n        \
          let first_out = ((wg.y * ROUNDS + round) * (WG / LANES) + lane / LANES) * OUTS;\n        \
          let share = lane % LANES;\n{declared}{ahead}        \
@@ -26,6 +26,8 @@ pub(super) fn main(tuning: &Tuning, work: &Work, shape: &Shape) -> String {
          let end = min(start + CHUNK, STEPS);\n            \
          for (var g = start + share; g < end; g += {stride}u) {{\n{body}            }}\n        }}\n\
          {reduced}{finished}    }}\n}}\n",
+        // Where rows are held there are as many as that.
+        count = if work.held.is_some() { "TILE" } else { "min(TILE, all_rows() - first_row)" },
         held = if work.held.is_some() { hold(tile) } else { String::new() },
         stride = shape.lanes * tuning.unrolled,
         body = body(tuning, work, shape),

@@ -22,7 +22,7 @@ pub struct Tuning {
 impl Tuning {
     /// For some hundred processors of a GPU, each with room for several workgroups.
     pub const GPU: Tuning =
-        Tuning { lanes: 256, outs: 4, enough: 264, most: 1056, held: 12 << 10, prefetch: true, unrolled: 1 };
+        Tuning { lanes: 256, outs: 4, enough: 192, most: 528, held: 12 << 10, prefetch: true, unrolled: 1 };
 
     /// For processors in place of a GPU, so that small matrices take every path.
     pub const SOFTWARE: Tuning =
@@ -85,7 +85,7 @@ impl Shape {
         };
         // What is held in pieces would be made anew for every round.
         let pays = work.held.is_some() && chunk >= work.steps;
-        let rounds = if pays { (groups_of(outs) * work.times / tuning.most).max(1) } else { 1 };
+        let rounds = if pays { (groups_of(outs) * work.times).div_ceil(tuning.most) } else { 1 };
         Shape { lanes, outs, rounds, chunk: chunk.min(work.steps), groups: groups_of(outs * rounds) }
     }
 }
@@ -100,9 +100,10 @@ mod tests {
     fn the_device_is_busy_before_outputs_share_lanes() {
         let shape = |n_out| Shape::of(&Tuning::GPU, 32, &Work { n_out, ..WORK });
         assert_eq!((shape(1024).outs, shape(1024).groups), (1, 128));
-        assert_eq!((shape(6144).outs, shape(6144).groups), (2, 384));
+        assert_eq!((shape(4096).outs, shape(4096).groups), (2, 256));
+        assert_eq!((shape(6144).outs, shape(6144).groups), (4, 192));
         let many = shape(128_256);
-        assert_eq!((many.outs, many.rounds), (4, 3));
+        assert_eq!((many.outs, many.rounds), (4, 8));
         assert!(many.groups * many.rounds * many.outs * 8 >= 128_256);
     }
 
