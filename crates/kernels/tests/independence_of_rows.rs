@@ -204,7 +204,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(4))]
+    #![proptest_config(config(3))]
 
     #[test]
     fn rows_that_a_gpu_rounds_are_independent(kind in kinds(), seed: u64) {

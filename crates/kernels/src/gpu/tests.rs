@@ -21,7 +21,8 @@ fn recorded_for(program: &Program, limits: &Limits, traits: &Traits) -> Recordin
 /// Devices of every class of kernels.
 fn classes() -> [Traits; 4] {
     let in_step = Traits { subgroup: Some((32, 32)), tuning: Tuning::GPU, ..Traits::LEAST };
-    let rounded = Traits { rounded: true, ..in_step };
+    let tuning = Tuning { prefetch: false, unrolled: 2, ..Tuning::GPU };
+    let rounded = Traits { rounded: true, tuning, ..in_step };
     let small = Traits { subgroup: Some((8, 8)), tuning: Tuning::SOFTWARE, ..rounded };
     [Traits::LEAST, in_step, rounded, small]
 }

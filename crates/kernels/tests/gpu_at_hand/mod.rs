@@ -13,7 +13,7 @@ static GPU: LazyLock<Option<GpuBackend>> = LazyLock::new(|| opened(CHECKED));
 static ROUNDING: LazyLock<Option<GpuBackend>> =
     LazyLock::new(|| opened(GpuOptions { rounded: Some(true), ..CHECKED }));
 static TUNED: LazyLock<Option<GpuBackend>> = LazyLock::new(|| {
-    let tuning = Tuning { outs: 1, most: 1, held: 2048, unrolled: 2, ..Tuning::SOFTWARE };
+    let tuning = Tuning { outs: 4, most: 1, held: 2048, prefetch: false, unrolled: 2, ..Tuning::SOFTWARE };
     opened(GpuOptions { rounded: Some(true), tuning: Some(tuning), ..CHECKED })
 });
 static PLAIN: LazyLock<Option<GpuBackend>> =
@@ -45,7 +45,7 @@ pub fn rounding_gpu() -> Option<&'static GpuBackend> {
     or_a_word(&ROUNDING)
 }
 
-/// The same with products shared out in another way.
+/// The same again, with products shared out in another way.
 #[allow(dead_code)]
 pub fn tuned_gpu() -> Option<&'static GpuBackend> {
     or_a_word(&TUNED)

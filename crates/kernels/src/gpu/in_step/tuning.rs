@@ -7,7 +7,8 @@ pub struct Tuning {
     pub lanes: usize,
     /// Rows of weights that a lane works on at the same time, at most.
     pub outs: usize,
-    /// Workgroups that keep the device busy: where there would be fewer, each makes fewer outputs.
+    /// Workgroups that keep the device busy: where there would be fewer, each makes fewer outputs. Half as many do where rows
+    /// are not held.
     pub enough: usize,
     /// Workgroups beyond which each makes more outputs one after another, so that its beginning pays.
     pub most: usize,
@@ -24,9 +25,9 @@ impl Tuning {
     pub const GPU: Tuning =
         Tuning { lanes: 256, outs: 4, enough: 192, most: 528, held: 12 << 10, prefetch: true, unrolled: 1 };
 
-    /// For processors in place of a GPU, so that small matrices take every path.
+    /// For processors in place of a GPU, so that small matrices take every path. Kernels of more outputs take long to compile.
     pub const SOFTWARE: Tuning =
-        Tuning { lanes: 64, outs: 4, enough: 1, most: 2, held: 640, prefetch: true, unrolled: 1 };
+        Tuning { lanes: 64, outs: 2, enough: 1, most: 2, held: 640, prefetch: true, unrolled: 1 };
 
     /// What is compared with one another.
     pub const VARIANTS: [(&'static str, Tuning); 4] = [
@@ -73,7 +74,9 @@ impl Shape {
         let lanes = work.steps.next_power_of_two().clamp(4, in_step);
         let groups_of = |outs: usize| work.n_out.div_ceil(tuning.lanes / lanes * outs);
         let mut outs = (tuning.outs / work.halves).max(1);
-        while outs > 1 && groups_of(outs) * work.times < tuning.enough {
+        // Rows that are not held are read anew for every few outputs.
+        let enough = if work.held.is_some() { tuning.enough } else { tuning.enough / 2 };
+        while outs > 1 && groups_of(outs) * work.times < enough {
             outs /= 2;
         }
         let chunk = match work.held {
