@@ -214,9 +214,8 @@ impl RowLayout {
         out + "    return sum;\n}\n"
     }
 
-    /// A unit is loaded as words and made of them apart, so that other units can be on their way in between.
-    fn quantized_decoder(&self, w: &str, prefix: &str) -> String {
-        let layout = Layout::of(self.dtype).expect("a quantized type has one");
+    /// What is loaded of unit `g` of the row at `at`: names, types and loads.
+    fn loads(&self, layout: &Layout, w: &str) -> Vec<(&'static str, &'static str, String)> {
         let mut raw = Vec::new();
         if layout.nibbles {
             raw.push(("n", "vec4<u32>", format!("{w}[at + {}u + g]", self.nibbles / VECTOR)));
@@ -240,6 +239,13 @@ impl RowLayout {
         if layout.scales != Scales::Affine {
             raw.push(("two", "u32", format!("@word_of(at + {}u, g >> 1u)", self.unit_scales / VECTOR)));
         }
+        raw
+    }
+
+    /// A unit is loaded as words and made of them apart, so that other units can be on their way in between.
+    fn quantized_decoder(&self, w: &str, prefix: &str) -> String {
+        let layout = Layout::of(self.dtype).expect("a quantized type has one");
+        let raw = self.loads(&layout, w);
         let list = |part: &dyn Fn(&(&str, &str, String)) -> String| {
             raw.iter().map(part).collect::<Vec<_>>().join(", ")
         };

@@ -145,7 +145,7 @@ fn write_form(kernel: &mut Kernel, form: Form, steps: usize) {
     }
 }
 
-/// A product of all rows with each of the parts of a matrix; `units` is how long a row is.
+/// A product of all rows with each of the parts of a matrix.
 pub(crate) fn record(
     recorder: &mut Recorder,
     label: &'static str,
@@ -250,11 +250,7 @@ fn product(
     let tile = match source {
         Source::Held(tile) => {
             write_input(recorder, &mut kernel, input, n_in);
-            kernel.part(
-                "fn row_of(i: u32) -> u32 { return input_row(i); }\n\
-                 fn filled_quad(row: u32, s: vec2<f32>, i: u32) -> vec4<f32> { return input_quad(row, s, i); }\n\
-                 fn factor(row: u32, g: u32) -> f32 { return 1.0; }",
-            );
+            kernel.part(include_str!("../wgsl/held_rows.wgsl"));
             tile
         }
         Source::Kept { view, row, at, tile } => {
@@ -268,19 +264,9 @@ fn product(
     };
     linear::write_output(recorder, &mut kernel, output);
     let rows = if input.of == Rows::Batch { "batch_rows()" } else { "logit_rows()" };
-    kernel.part(&format!(
-        "fn all_rows() -> u32 {{ return {rows}; }}\n\
-         fn first_row_of(wg: vec3<u32>) -> u32 {{ return wg.x * TILE; }}\n\
-         fn begin(lane: u32, row: u32) {{}}\n\
-         fn is_made(out: u32) -> bool {{ return out < N_OUT; }}\n\
-         fn first_raw(out: u32, g: u32) -> Raw {{ return raw_of(min(out, N_OUT - 1u) * STRIDE, g); }}\n\
-         fn second_raw(out: u32, g: u32) -> Raw {{ return raw_of((min(out, N_OUT - 1u) + N_OUT) * STRIDE, g); }}\n\
-         fn first_unit(r: Raw) -> Unit {{ return unit_from(r); }}\n\
-         fn second_unit(r: Raw) -> Unit {{ return unit_from(r); }}\n\
-         fn first_added(u: Unit, a: Activations, sum: f32) -> f32 {{ return added(u, a, sum); }}\n\
-         fn second_added(u: Unit, a: Activations, sum: f32) -> f32 {{ return added(u, a, sum); }}"
-    ));
+    kernel.part(&format!("fn all_rows() -> u32 {{ return {rows}; }}"));
     kernel.part(&piece.layout.step_decoder(form, "weights", ""));
+    kernel.part(include_str!("../wgsl/product.wgsl"));
     let main = Main {
         form,
         steps: form.steps(piece.layout.units),

@@ -14,8 +14,8 @@ pub(super) fn main(tuning: &Tuning, work: &Work, shape: &Shape) -> String {
     let ahead =
         if tuning.prefetch { loads(tuning, work, shape, "var", "", "share", 0) } else { String::new() };
     format!(
-        "@compute @workgroup_size(WG)\n\
-         fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_id) subgroup: u32,\n    \
+        "@compute @workgroup_size(WG) fn main(\n    \
+         @builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_id) subgroup: u32,\n    \
          @builtin(subgroup_size) width: u32, @builtin(subgroup_invocation_id) inside: u32) {{\n    \
          let lane = subgroup * width + inside;\n    let first_row = first_row_of(wg);\n    \
          let count = {count};\n    begin(lane, first_row);\n{stats}    \
