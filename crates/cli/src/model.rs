@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use exotherm_engine::{Engine, EngineConfig, EngineError, Event};
 use exotherm_kernels::cpu::CpuBackend;
-use exotherm_kernels::gpu::{GpuBackend, GpuInfo, GpuKind};
+use exotherm_kernels::gpu::{GpuBackend, GpuInfo, GpuKind, GpuOptions};
 use exotherm_kernels::reference::ReferenceBackend;
 use exotherm_kernels::{BLOCK, Backend, BackendError, KvType, Program};
 use exotherm_models::{LoadOptions, Model, ModelInfo, load};
@@ -207,7 +207,7 @@ pub fn gpu_backend() -> Result<GpuBackend> {
     let software =
         if gpu.kind() == GpuKind::Software { ", which is this processor in place of one" } else { "" };
     note(format_args!("note: the GPU is {} ({}){software}", gpu.name(), gpu.driver()));
-    Ok(GpuBackend::open(gpu)?)
+    Ok(GpuBackend::open(gpu, &GpuOptions::default())?)
 }
 
 /// The same, but for raw numbers: activations that meet weights which are floats stay as they are unless a level that

@@ -203,6 +203,17 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(config(3))]
+
+    #[test]
+    fn rows_that_a_gpu_rounds_are_independent(kind in kinds(), seed: u64) {
+        if let Some((gpu, tuned)) = gpu_at_hand::rounding_gpu().zip(gpu_at_hand::tuned_gpu()) {
+            prop_assert_eq!(independent(&[gpu, tuned], kind, seed), Ok(()));
+        }
+    }
+}
+
 /// Models that are drawn, shared out among the levels.
 const CASES: u32 = 160;
 

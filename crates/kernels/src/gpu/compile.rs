@@ -1,7 +1,8 @@
 //! Kernels compiled and their buffers bound.
 
 use std::collections::HashMap;
-use std::sync::PoisonError;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use super::device::Gpu;
 use super::memory;
@@ -11,9 +12,32 @@ use crate::backend::BackendError;
 /// A kernel in its place.
 pub(super) struct Launch {
     pub op: usize,
-    pub pipeline: wgpu::ComputePipeline,
+    pub pipeline: Arc<Pipeline>,
     pub bindings: wgpu::BindGroup,
     pub counts: [Count; 3],
+    pub rows: RangeInclusive<usize>,
+}
+
+/// A kernel that is compiled, when it is first run at the latest.
+pub(super) struct Pipeline {
+    gpu: Gpu,
+    kernel: KernelText,
+    layouts: [wgpu::BindGroupLayout; 2],
+    compiled: OnceLock<wgpu::ComputePipeline>,
+}
+
+impl Pipeline {
+    pub fn get(&self) -> &wgpu::ComputePipeline {
+        self.compiled.get_or_init(|| {
+            let known = || self.gpu.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = known().get(&self.kernel.text).cloned();
+            found.unwrap_or_else(|| {
+                let made = pipeline(&self.gpu, &self.kernel, self.layouts.each_ref().map(Some));
+                known().insert(self.kernel.text.clone(), made.clone());
+                made
+            })
+        })
+    }
 }
 
 pub(super) fn bindings_layout(gpu: &Gpu, is_written: &[bool]) -> wgpu::BindGroupLayout {
@@ -42,7 +66,8 @@ pub(super) fn bind<'a>(
     gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
 }
 
-/// Compiles the kernels and binds their buffers.
+/// Compiles the kernels and binds their buffers. A processor in place of a GPU takes so long for a kernel that only those are
+/// compiled there that are run.
 pub(super) fn compile(
     gpu: &Gpu,
     recording: &Recording,
@@ -53,9 +78,16 @@ pub(super) fn compile(
     for kernel in &recording.kernels {
         layouts.entry(&kernel.is_written).or_insert_with(|| bindings_layout(gpu, &kernel.is_written));
     }
-    let pipelines = pipelines(gpu, &recording.kernels, &|kernel| {
-        [Some(step_layout), Some(&layouts[kernel.is_written.as_slice()])]
-    })?;
+    if !gpu.is_software {
+        compile_all(gpu, &recording.kernels, &|kernel| {
+            [Some(step_layout), Some(&layouts[kernel.is_written.as_slice()])]
+        })?;
+    }
+    let pipeline = |kernel: &KernelText| {
+        let layouts = [step_layout.clone(), layouts[kernel.is_written.as_slice()].clone()];
+        Arc::new(Pipeline { gpu: gpu.clone(), kernel: kernel.clone(), layouts, compiled: OnceLock::new() })
+    };
+    let pipelines: Vec<Arc<Pipeline>> = recording.kernels.iter().map(pipeline).collect();
     let launch = |dispatch: &Dispatch| {
         let resource = |view: &View| {
             let (buffer, size) = (memory::at(buffers, view.buffer), wgpu::BufferSize::new(view.bytes as u64));
@@ -67,17 +99,18 @@ pub(super) fn compile(
             pipeline: pipelines[dispatch.kernel].clone(),
             bindings: bind(gpu, layout, dispatch.views.iter().map(resource)),
             counts: dispatch.counts,
+            rows: dispatch.rows.clone(),
         }
     };
     Ok(recording.dispatches.iter().map(launch).collect())
 }
 
-/// The kernels compiled, by all of the machine's threads; those that were compiled before are not again.
-fn pipelines<'a>(
+/// Compiles the kernels, by all of the machine's threads; those that were compiled before are not again.
+fn compile_all<'a>(
     gpu: &Gpu,
     kernels: &[KernelText],
     layouts: &(dyn Fn(&KernelText) -> [Option<&'a wgpu::BindGroupLayout>; 2] + Sync),
-) -> Result<Vec<wgpu::ComputePipeline>, BackendError> {
+) -> Result<(), BackendError> {
     let known = || gpu.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
     let new: Vec<&KernelText> = kernels.iter().filter(|kernel| !known().contains_key(&kernel.text)).collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -92,7 +125,7 @@ fn pipelines<'a>(
     // What failed is not kept.
     gpu.faults.check()?;
     known().extend(made);
-    Ok(kernels.iter().map(|kernel| known()[&kernel.text].clone()).collect())
+    Ok(())
 }
 
 fn pipeline(
@@ -102,7 +135,15 @@ fn pipeline(
 ) -> wgpu::ComputePipeline {
     let label = Some(kernel.label);
     let source = wgpu::ShaderSource::Wgsl(kernel.text.as_str().into());
-    let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor { label, source });
+    let described = wgpu::ShaderModuleDescriptor { label, source };
+    let module = match gpu.is_checked {
+        true => gpu.device.create_shader_module(described),
+        // SAFETY: all kernels are this crate's own and run with checks in the suite; batches are checked before they run, and
+        // no loop of them is endless.
+        false => unsafe {
+            gpu.device.create_shader_module_trusted(described, wgpu::ShaderRuntimeChecks::unchecked())
+        },
+    };
     let layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label,
         bind_group_layouts: &layouts,
@@ -113,7 +154,11 @@ fn pipeline(
         layout: Some(&layout),
         module: &module,
         entry_point: Some("main"),
-        compilation_options: wgpu::PipelineCompilationOptions::default(),
+        // What lanes share is written before it is read.
+        compilation_options: wgpu::PipelineCompilationOptions {
+            zero_initialize_workgroup_memory: false,
+            ..wgpu::PipelineCompilationOptions::default()
+        },
         cache: None,
     })
 }

@@ -6,13 +6,69 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use super::in_step::{self, Tuning};
 use crate::backend::BackendError;
 
-/// What decides how a program is laid out for a device.
+/// What decides which kernels a device gets and how a program is laid out for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Traits {
     /// Bytes that a kernel can see at once.
     pub max_binding: usize,
+    /// Fewest and most lanes that run in step, where kernels may exchange values among them.
+    pub subgroup: Option<(u32, u32)>,
+    /// Whether kernels may compute in halves.
+    pub halves: bool,
+    /// Whether matrices of 16 by 16 halves are multiplied as a whole, into sums of floats.
+    pub matrices: bool,
+    /// Whether activations are rounded to integers where they meet quantized weights.
+    pub rounded: bool,
+    pub tuning: Tuning,
+}
+
+impl Traits {
+    /// How many lanes are sure to run in step, where kernels are to make use of it.
+    pub fn in_step(&self) -> Option<usize> {
+        in_step::lanes_in_step(self.subgroup)
+    }
+
+    /// As little as any device has.
+    #[cfg(test)]
+    pub const LEAST: Traits = Traits {
+        max_binding: 128 << 20,
+        subgroup: None,
+        halves: false,
+        matrices: false,
+        rounded: false,
+        tuning: Tuning::SOFTWARE,
+    };
+}
+
+/// How a GPU is used; what it cannot do is not used whatever is said here.
+#[derive(Clone, Copy, Debug)]
+pub struct GpuOptions {
+    /// Whether kernels look after every index, as they do in tests: those that have passed need not.
+    pub checked: bool,
+    /// Whether activations are rounded to integers where they meet quantized weights; `None` is what suits the device.
+    pub rounded: Option<bool>,
+    /// Whether kernels may exchange values among lanes that run in step.
+    pub subgroups: bool,
+    pub halves: bool,
+    pub matrices: bool,
+    /// How products are shared out; `None` is what suits the device.
+    pub tuning: Option<Tuning>,
+}
+
+impl Default for GpuOptions {
+    fn default() -> GpuOptions {
+        GpuOptions {
+            checked: false,
+            rounded: None,
+            subgroups: true,
+            halves: true,
+            matrices: true,
+            tuning: None,
+        }
+    }
 }
 
 /// A GPU of this machine, not opened.
@@ -86,13 +142,46 @@ impl GpuInfo {
         wanted.into_iter().filter(|(feature, _)| !features.contains(*feature)).map(|(_, name)| name).collect()
     }
 
-    pub(crate) fn open(&self) -> Result<Gpu, BackendError> {
+    /// Matrices of 16 by 16 halves with sums of floats, as kernels write them.
+    fn has_matrices(&self) -> bool {
+        use wgpu::CooperativeScalarType::{F16, F32};
+        self.adapter
+            .cooperative_matrix_properties()
+            .iter()
+            .any(|m| (m.m_size, m.n_size, m.k_size) == (16, 16, 16) && (m.ab_type, m.cr_type) == (F16, F32))
+    }
+
+    fn traits(&self, options: &GpuOptions, features: wgpu::Features) -> Traits {
+        let is_real = self.kind() != GpuKind::Software;
+        // Apple's multiply no bytes four at a time.
+        let suits = is_real && self.adapter.get_info().backend == wgpu::Backend::Vulkan;
+        let subgroup = features.contains(wgpu::Features::SUBGROUP).then(|| self.lanes_in_step());
+        let tuning = if is_real { Tuning::GPU } else { Tuning::SOFTWARE };
+        Traits {
+            max_binding: max_binding(&self.adapter.limits()),
+            subgroup,
+            halves: features.contains(wgpu::Features::SHADER_F16),
+            matrices: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+            // Only kernels whose lanes run in step do so.
+            rounded: options.rounded.unwrap_or(suits) && in_step::lanes_in_step(subgroup).is_some(),
+            tuning: options.tuning.unwrap_or(tuning),
+        }
+    }
+
+    pub(crate) fn open(&self, options: &GpuOptions) -> Result<Gpu, BackendError> {
         let limits = self.adapter.limits();
-        let features = self.adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+        let mut wanted = wgpu::Features::TIMESTAMP_QUERY;
+        wanted.set(wgpu::Features::SUBGROUP, options.subgroups);
+        wanted.set(wgpu::Features::SHADER_F16, options.halves);
+        let matrices = options.matrices && options.halves && options.subgroups && self.has_matrices();
+        wanted.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, matrices);
+        let features = self.adapter.features() & wanted;
         let wanted = wgpu::DeviceDescriptor {
             label: Some("exotherm"),
             required_features: features,
-            required_limits: limits.clone(),
+            required_limits: limits,
+            // SAFETY: of what is experimental only products of matrices are used, by kernels of this crate alone.
+            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
             ..wgpu::DeviceDescriptor::default()
         };
         let opened = ready(self.adapter.request_device(&wanted));
@@ -104,8 +193,19 @@ impl GpuInfo {
         device.set_device_lost_callback(move |reason, why| {
             lost.lose(format!("the GPU is lost ({reason:?}): {why}"))
         });
-        let traits = Traits { max_binding: max_binding(&limits) };
-        Ok(Gpu { device, queue, traits, faults, can_time: !features.is_empty(), pipelines: Arc::default() })
+        let traits = self.traits(options, features);
+        let can_time = features.contains(wgpu::Features::TIMESTAMP_QUERY);
+        let (is_checked, is_software) = (options.checked, self.kind() == GpuKind::Software);
+        Ok(Gpu {
+            device,
+            queue,
+            traits,
+            faults,
+            can_time,
+            is_checked,
+            is_software,
+            pipelines: Arc::default(),
+        })
     }
 }
 
@@ -124,6 +224,10 @@ pub(crate) struct Gpu {
     pub faults: Faults,
     /// Whether it can tell when a pass began and ended.
     pub can_time: bool,
+    /// Whether its kernels look after every index.
+    pub is_checked: bool,
+    /// Whether it is the processor, in place of a GPU.
+    pub is_software: bool,
     /// Compiled kernels by their texts: programs of one shape share them.
     pub pipelines: Arc<Mutex<HashMap<String, wgpu::ComputePipeline>>>,
 }

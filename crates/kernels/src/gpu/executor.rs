@@ -170,8 +170,13 @@ impl GpuExecutor {
         }
     }
 
-    fn groups(&self, counts: [Count; 3]) -> [u32; 3] {
-        counts.map(|count| {
+    /// None where this is not for steps of so many rows.
+    fn groups(&self, launch: &Launch) -> [u32; 3] {
+        let of_logits = launch.counts.iter().any(|count| matches!(count, Count::LogitRows(_)));
+        if !launch.rows.contains(if of_logits { &self.logit_rows } else { &self.rows }) {
+            return [0; 3];
+        }
+        launch.counts.map(|count| {
             let groups = match count {
                 Count::Fixed(n) => n,
                 Count::Rows(per) => self.rows.div_ceil(per),
@@ -189,7 +194,7 @@ impl GpuExecutor {
             .launches
             .iter()
             .filter(is_wanted)
-            .map(|l| self.groups(l.counts))
+            .map(|launch| self.groups(launch))
             .find(|groups| groups.iter().any(|&n| n > MAX_GROUPS))
         {
             return Err(BackendError::TooMany {
@@ -218,11 +223,11 @@ impl GpuExecutor {
     }
 
     fn launch(&self, pass: &mut wgpu::ComputePass, launch: &Launch) {
-        let [x, y, z] = self.groups(launch.counts);
+        let [x, y, z] = self.groups(launch);
         if x == 0 || y == 0 || z == 0 {
             return;
         }
-        pass.set_pipeline(&launch.pipeline);
+        pass.set_pipeline(launch.pipeline.get());
         pass.set_bind_group(0, &self.step.bindings, &[]);
         pass.set_bind_group(1, &launch.bindings, &[]);
         pass.dispatch_workgroups(x, y, z);

@@ -13,9 +13,17 @@ const REDUCE: &str = include_str!("wgsl/reduce.wgsl");
 /// A kernel that is being put together. `WG` is the number of lanes of its workgroup.
 pub(crate) struct Kernel {
     pub label: &'static str,
+    enabled: Vec<Extension>,
     constants: String,
     parts: String,
     bindings: Vec<Binding>,
+}
+
+/// What a kernel uses beyond what every device has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Extension {
+    Halves,
+    Matrices,
 }
 
 /// A buffer, or a part of one, under a name.
@@ -29,7 +37,14 @@ pub(crate) struct Binding {
 impl Kernel {
     pub fn new(label: &'static str, lanes: usize) -> Kernel {
         let constants = format!("const WG: u32 = {lanes}u;\n");
-        Kernel { label, constants, parts: String::new(), bindings: Vec::new() }
+        Kernel { label, enabled: Vec::new(), constants, parts: String::new(), bindings: Vec::new() }
+    }
+
+    /// Lets the kernel use something that its device is known to have.
+    pub fn enable(&mut self, extension: Extension) {
+        if !self.enabled.contains(&extension) {
+            self.enabled.push(extension);
+        }
     }
 
     /// Binds an array of `of` that is read.
@@ -71,7 +86,15 @@ impl Kernel {
 
     /// The whole of it.
     pub fn text(&self) -> String {
-        let mut text = step::wgsl();
+        let mut text = String::new();
+        for extension in &self.enabled {
+            // Lanes in step need no word here, though they do in browsers.
+            text.push_str(match extension {
+                Extension::Halves => "enable f16;\n",
+                Extension::Matrices => "enable wgpu_cooperative_matrix;\n",
+            });
+        }
+        text += &step::wgsl();
         for (i, Binding { name, of, is_written, .. }) in self.bindings.iter().enumerate() {
             let access = if *is_written { "read_write" } else { "read" };
             let _ = writeln!(text, "@group(1) @binding({i}) var<storage, {access}> {name}: array<{of}>;");

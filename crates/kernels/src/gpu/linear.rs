@@ -4,6 +4,7 @@
 //! 32 columns, and their sums are added up in order, so that what a row gets depends on neither the rows beside it nor their
 //! number.
 
+use super::in_step;
 use super::kernel::Kernel;
 use super::record::{Count, Piece, Recorder, View};
 use crate::backend::BackendError;
@@ -52,6 +53,15 @@ impl Output {
     }
 }
 
+/// Rows of a matrix, and what becomes of their products.
+pub(crate) struct Part {
+    pub piece: Piece,
+    pub outs: usize,
+    /// Two where these are as many gates and then their ups.
+    pub halves: usize,
+    pub output: Output,
+}
+
 /// Rows times a matrix.
 pub(crate) fn record(
     recorder: &mut Recorder,
@@ -65,24 +75,35 @@ pub(crate) fn record(
         (m.n_in, m.n_out)
     };
     let pieces = recorder.pieces(weight)?;
+    let all = |output: Output| {
+        let part = |piece: &Piece| Part { piece: piece.clone(), outs: piece.rows.len(), halves: 1, output };
+        pieces.iter().map(part).collect::<Vec<_>>()
+    };
     if !output.activation.is_gated() {
-        for piece in &pieces {
-            let (outs, halves) = (piece.rows.len(), 1);
-            product(recorder, label, input, n_in, piece, outs, halves, output);
-        }
-        return Ok(());
+        return products(recorder, label, input, n_in, &all(output));
     }
     if let [piece] = pieces.as_slice() {
-        product(recorder, label, input, n_in, piece, n_out / 2, 2, output);
-        return Ok(());
+        let part = Part { piece: piece.clone(), outs: n_out / 2, halves: 2, output };
+        return products(recorder, label, input, n_in, &[part]);
     }
     // Gates and ups of different types come from kernels of their own.
     let raw = recorder.scratch(n_out)?;
-    for piece in &pieces {
-        let plain = Output { bias: output.bias, ..Output::plain(raw, n_out) };
-        product(recorder, label, input, n_in, piece, piece.rows.len(), 1, plain);
+    products(recorder, label, input, n_in, &all(Output { bias: output.bias, ..Output::plain(raw, n_out) }))?;
+    gate(recorder, raw, (n_out / 2, 1), output);
+    Ok(())
+}
+
+fn products(
+    recorder: &mut Recorder,
+    label: &'static str,
+    input: Input,
+    n_in: usize,
+    parts: &[Part],
+) -> Result<(), BackendError> {
+    if recorder.traits.in_step().is_some() {
+        return in_step::record(recorder, label, &input, n_in, parts);
     }
-    gate(recorder, raw, n_out / 2, output);
+    parts.iter().for_each(|part| product(recorder, label, input, n_in, part));
     Ok(())
 }
 
@@ -91,17 +112,8 @@ fn counts(rows: Rows, x: usize, tile: usize) -> [Count; 3] {
     [Count::Fixed(x), y, Count::Fixed(1)]
 }
 
-#[allow(clippy::too_many_arguments)]
-fn product(
-    recorder: &mut Recorder,
-    label: &'static str,
-    input: Input,
-    n_in: usize,
-    piece: &Piece,
-    outs: usize,
-    halves: usize,
-    output: Output,
-) {
+fn product(recorder: &mut Recorder, label: &'static str, input: Input, n_in: usize, part: &Part) {
+    let Part { piece, outs, halves, output } = part;
     let units = n_in.div_ceil(UNIT);
     let lanes = (units.next_power_of_two()).clamp(4, 32);
     let mut kernel = Kernel::new(label, WG);
@@ -110,14 +122,14 @@ fn product(
     kernel.size("LANES", lanes);
     kernel.size("TILE", TILE);
     kernel.size("OUTS", OUTS);
-    kernel.size("HALVES", halves);
+    kernel.size("HALVES", *halves);
     kernel.size("N_IN", n_in);
-    kernel.size("N_OUT", outs);
+    kernel.size("N_OUT", *outs);
     kernel.size("FIRST_OUT", piece.rows.start);
     kernel.size("UNITS", units);
     kernel.size("STRIDE", piece.layout.stride / 4);
     write_input(recorder, &mut kernel, &input, n_in);
-    write_output(recorder, &mut kernel, &output);
+    write_output(recorder, &mut kernel, output);
     kernel.part(&piece.layout.decoder("weights", ""));
     kernel.part(include_str!("wgsl/linear.wgsl"));
     recorder.dispatch(&kernel, counts(input.of, outs.div_ceil(WG / lanes * OUTS), TILE));
@@ -177,7 +189,7 @@ pub(crate) fn write_norm(
 }
 
 /// `finish(row, out, first, second)`: where the output number `out` of a row goes; `second` is the up of a gate.
-fn write_output(recorder: &mut Recorder, kernel: &mut Kernel, output: &Output) {
+pub(crate) fn write_output(recorder: &mut Recorder, kernel: &mut Kernel, output: &Output) {
     kernel.write("y", "f32", output.to);
     kernel.size("Y_WIDTH", output.width);
     kernel.size("Y_AT", output.at);
@@ -217,16 +229,17 @@ pub(crate) fn activated(activation: Activation, bias: &str, second_bias: &str) -
     }
 }
 
-/// Gates and ups that lie side by side in `raw`, their biases added.
-fn gate(recorder: &mut Recorder, raw: View, outs: usize, output: Output) {
+/// Gates and ups that lie side by side in `raw`, their biases added: so many of each, so many times in a row.
+pub(crate) fn gate(recorder: &mut Recorder, raw: View, (outs, times): (usize, usize), output: Output) {
     let mut kernel = Kernel::new("gate", WG);
     kernel.read("x", "f32", raw);
     kernel.size("N_OUT", outs);
+    kernel.size("TIMES", times);
     write_output(recorder, &mut kernel, &Output { bias: None, ..output });
     kernel.part(
         "@compute @workgroup_size(WG)\nfn main(@builtin(global_invocation_id) id: vec3<u32>) {\n    \
-         if (id.x < N_OUT) {\n        let at = id.y * 2u * N_OUT + id.x;\n        \
-         finish(id.y, id.x, x[at], x[at + N_OUT]);\n    }\n}",
+         if (id.x < N_OUT) {\n        let row = id.y * TIMES + id.z;\n        \
+         let at = row * 2u * N_OUT + id.x;\n        finish(row, id.x, x[at], x[at + N_OUT]);\n    }\n}",
     );
-    recorder.dispatch(&kernel, counts(Rows::Batch, outs.div_ceil(WG), 1));
+    recorder.dispatch(&kernel, [Count::Fixed(outs.div_ceil(WG)), Count::Rows(1), Count::Fixed(times)]);
 }

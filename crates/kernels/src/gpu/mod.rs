@@ -4,6 +4,7 @@
 mod compile;
 mod device;
 mod executor;
+pub(crate) mod in_step;
 mod kernel;
 pub(crate) mod linear;
 mod memory;
@@ -14,8 +15,10 @@ mod step;
 
 use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse};
 use crate::program::Program;
+use crate::rounding::Activations;
 
-pub use device::{GpuInfo, GpuKind};
+pub use device::{GpuInfo, GpuKind, GpuOptions};
+pub use in_step::Tuning;
 
 pub(crate) use kernel::Kernel;
 pub(crate) use record::{Count, Recorder, View};
@@ -23,25 +26,29 @@ pub(crate) use record::{Count, Recorder, View};
 use device::Gpu;
 use executor::GpuExecutor;
 
-/// Computes on one GPU. Activations stay as they are.
+/// Computes on one GPU. Activations stay as they are unless they are to be rounded where they meet quantized weights.
 pub struct GpuBackend {
     gpu: Gpu,
 }
 
 impl GpuBackend {
-    pub fn open(info: &GpuInfo) -> Result<GpuBackend, BackendError> {
-        Ok(GpuBackend { gpu: info.open()? })
+    pub fn open(info: &GpuInfo, options: &GpuOptions) -> Result<GpuBackend, BackendError> {
+        Ok(GpuBackend { gpu: info.open(options)? })
     }
 
     /// On the first GPU of this machine, software ones included, if there is one.
-    pub fn first() -> Result<Option<GpuBackend>, BackendError> {
-        GpuInfo::all().first().map(GpuBackend::open).transpose()
+    pub fn first(options: &GpuOptions) -> Result<Option<GpuBackend>, BackendError> {
+        GpuInfo::all().first().map(|info| GpuBackend::open(info, options)).transpose()
     }
 }
 
 impl Backend for GpuBackend {
     fn name(&self) -> &'static str {
         "gpu"
+    }
+
+    fn activations(&self) -> Activations {
+        if self.gpu.traits.rounded { Activations::Rounded } else { Activations::Exact }
     }
 
     fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {

@@ -2,7 +2,7 @@
 //! anything. So memory is known to the byte beforehand, dispatches are counted and kernels validated without a device.
 
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use exotherm_tensor::Tensor;
 
@@ -79,10 +79,12 @@ pub(crate) struct Dispatch {
     pub kernel: usize,
     pub views: Vec<View>,
     pub counts: [Count; 3],
+    /// Of how many rows: what is best for one is not for many.
+    pub rows: RangeInclusive<usize>,
 }
 
 /// A kernel's text, and which of its bindings are written.
-#[derive(PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct KernelText {
     pub label: &'static str,
     pub text: String,
@@ -141,11 +143,16 @@ pub(crate) struct Recorder<'a> {
     pub traits: &'a Traits,
     recording: Recording,
     op: usize,
+    rows: RangeInclusive<usize>,
     vectors: HashMap<Vec<u32>, View>,
     vector_values: Vec<f32>,
     matrices: HashMap<u32, Vec<Piece>>,
+    kept_rows: HashMap<(usize, bool), View>,
     texts: HashMap<String, usize>,
 }
+
+/// Steps of any size.
+const ALL_ROWS: RangeInclusive<usize> = 0..=usize::MAX;
 
 /// The buffer of all vectors.
 const VECTORS: BufferId = BufferId(0);
@@ -158,9 +165,11 @@ pub(crate) fn record(program: &Program, limits: &Limits, traits: &Traits) -> Res
         traits,
         recording: Recording::default(),
         op: 0,
+        rows: ALL_ROWS,
         vectors: HashMap::new(),
         vector_values: Vec::new(),
         matrices: HashMap::new(),
+        kept_rows: HashMap::new(),
         texts: HashMap::new(),
     };
     recorder.buffer(0, Class::Weights, Fill::Zeros)?;
@@ -279,6 +288,17 @@ impl Recorder<'_> {
         Ok(self.whole(id))
     }
 
+    /// Room for `width` words of every row of the batch, or of logits, which ops share: each fills it before it reads it.
+    pub fn kept_rows(&mut self, width: usize, of: Rows) -> Result<View, BackendError> {
+        let key = (width, of == Rows::Batch);
+        if let Some(view) = self.kept_rows.get(&key) {
+            return Ok(*view);
+        }
+        let view = if of == Rows::Batch { self.scratch(width) } else { self.logits_scratch(width) }?;
+        self.kept_rows.insert(key, view);
+        Ok(view)
+    }
+
     /// A vector of the program.
     pub fn vector(&mut self, id: VecId) -> View {
         self.joined(&[id])
@@ -338,8 +358,24 @@ impl Recorder<'_> {
         Ok(self.whole(buffer))
     }
 
+    /// Records what is done in steps of so many rows alone, of the batch or of those that want logits. Within another such call
+    /// it is for steps that both are for.
+    pub fn for_rows<T>(&mut self, rows: RangeInclusive<usize>, record: impl FnOnce(&mut Self) -> T) -> T {
+        let both = *rows.start().max(self.rows.start())..=*rows.end().min(self.rows.end());
+        let before = std::mem::replace(&mut self.rows, both);
+        let made = record(self);
+        self.rows = before;
+        made
+    }
+
     /// Records that a kernel is run in so many workgroups.
     pub fn dispatch(&mut self, kernel: &Kernel, counts: [Count; 3]) {
+        let of_logits = counts.iter().any(|count| matches!(count, Count::LogitRows(_)));
+        let most = if of_logits { self.limits.logit_rows } else { self.limits.rows };
+        if self.rows.is_empty() || *self.rows.start() > most {
+            // There is no such step.
+            return;
+        }
         let text = kernel.text();
         let is_written = kernel.bindings().iter().map(|b| b.is_written).collect();
         let kernels = &mut self.recording.kernels;
@@ -348,7 +384,8 @@ impl Recorder<'_> {
             kernels.len() - 1
         });
         let views = kernel.bindings().iter().map(|b| b.view).collect();
-        self.recording.dispatches.push(Dispatch { op: self.op, kernel: number, views, counts });
+        let rows = self.rows.clone();
+        self.recording.dispatches.push(Dispatch { op: self.op, kernel: number, views, counts, rows });
     }
 }
 

@@ -12,6 +12,7 @@
 use exotherm_tensor::DType;
 use exotherm_tensor::formats::common::unpack_scales_and_mins;
 
+use super::in_step::Form;
 use crate::layout::{Layout, SPAN, Scales, UNIT, codes_of, half_scale, halves_of};
 
 /// Words of a vector.
@@ -68,6 +69,10 @@ impl RowLayout {
         let bits = plane(layout.bits, 1);
         let bytes = plane(layout.bytes, 8);
         RowLayout { dtype, units, unit_scales, nibbles, pairs, bits, bytes, stride: at }
+    }
+
+    pub fn is_quantized(&self) -> bool {
+        self.dtype.is_quantized()
     }
 
     /// Bytes of a row.
@@ -158,33 +163,109 @@ impl RowLayout {
         }
     }
 
-    fn quantized_decoder(&self, w: &str, prefix: &str) -> String {
+    /// As `decoder`, but step by step as activations of a form ask for: `raw_of(at, g)` loads a step's `Raw`, `unit_from(raw)`
+    /// makes a `Unit` of it, and `added(u, a, sum)` is the sum and its products with activations.
+    pub fn step_decoder(&self, form: Form, weights: &str, prefix: &str) -> String {
+        let decoder = match self.dtype {
+            DType::F32 => float_steps(2, "bitcast<vec4<f32>>(r.v[{k}])"),
+            DType::F16 => float_steps(1, "@halves(r.v[0], {k}u)"),
+            DType::BF16 => float_steps(1, "@bhalves(r.v[0], {k}u)"),
+            _ => self.quantized_decoder(weights, "@"),
+        };
+        let added = match form {
+            Form::Codes => self.code_products(),
+            Form::Quads(quads) => quad_products(quads),
+        };
+        (decoder + &added).replace("{w}", weights).replace('@', prefix)
+    }
+
+    /// Products of codes are exact; those that share a scale are added up before they are scaled.
+    fn code_products(&self) -> String {
         let layout = Layout::of(self.dtype).expect("a quantized type has one");
-        let mut out = format!(
-            "struct @Unit {{ q: array<u32, 8>, low: vec2<f32>, high: vec2<f32> }}\n\
-             fn @word_of(at: u32, i: u32) -> u32 {{ return {w}[at + (i >> 2u)][i & 3u]; }}\n\
-             fn @unit_of(at: u32, g: u32) -> @Unit {{\n    var u: @Unit;\n"
-        );
+        // Codes of a whole byte lie moved up, to where none is negative.
+        let (back, middle) = if layout.bytes { (" ^ 0x80808080u", 0) } else { ("", layout.middle) };
+        let half = |first: usize, of: &str| {
+            let product = |k: usize| format!("dot4I8Packed(u.q[{}]{back}, a.{of}[{k}])", first + k);
+            (0..4).map(product).collect::<Vec<_>>().join(" + ")
+        };
+        let (low, high) = (half(0, "low"), half(4, "high"));
+        let mut out =
+            "fn @added(u: @Unit, a: Activations, before: f32) -> f32 {\n    var sum = before;\n".to_string();
+        out += &match layout.halves() {
+            true => format!(
+                "    let low = {low} - {middle} * a.sums.x;\n    let high = {high} - {middle} * a.sums.y;\n    \
+                 sum = fma(f32(low), u.low.x * a.scale, sum);\n    sum = fma(f32(high), u.high.x * a.scale, sum);\n"
+            ),
+            false => format!(
+                "    let all = {low} + {high} - {middle} * (a.sums.x + a.sums.y);\n    \
+                 sum = fma(f32(all), u.low.x * a.scale, sum);\n"
+            ),
+        };
+        out += match layout.scales {
+            Scales::Symmetric | Scales::HalfSymmetric => "",
+            Scales::HalfGrouped => {
+                "    sum = fma(f32(a.sums.x), u.low.y * a.scale, sum);\n    \
+                 sum = fma(f32(a.sums.y), u.high.y * a.scale, sum);\n"
+            }
+            Scales::Affine | Scales::Grouped => {
+                "    sum = fma(f32(a.sums.x + a.sums.y), u.low.y * a.scale, sum);\n"
+            }
+        };
+        out + "    return sum;\n}\n"
+    }
+
+    /// What is loaded of unit `g` of the row at `at`: names, types and loads.
+    fn loads(&self, layout: &Layout, w: &str) -> Vec<(&'static str, &'static str, String)> {
+        let mut raw = Vec::new();
         if layout.nibbles {
-            out += &format!("    let n = {w}[at + {}u + g];\n", self.nibbles / VECTOR);
+            raw.push(("n", "vec4<u32>", format!("{w}[at + {}u + g]", self.nibbles / VECTOR)));
         }
         if layout.pairs {
-            out += &format!("    let p = {w}[at + {}u + (g >> 1u)];\n", self.pairs / VECTOR);
-            out += "    let p2 = select(p.xy, p.zw, (g & 1u) == 1u);\n";
+            raw.push(("p", "vec4<u32>", format!("{w}[at + {}u + (g >> 1u)]", self.pairs / VECTOR)));
         }
         if layout.bits {
-            out += &format!("    let b = @word_of(at + {}u, g);\n", self.bits / VECTOR);
+            raw.push(("b", "u32", format!("@word_of(at + {}u, g)", self.bits / VECTOR)));
         }
         if layout.bytes {
             let at = self.bytes / VECTOR;
-            out += &format!(
-                "    let lo = {w}[at + {at}u + 2u * g];\n    let hi = {w}[at + {at}u + 2u * g + 1u];\n"
-            );
+            raw.push(("lo", "vec4<u32>", format!("{w}[at + {at}u + 2u * g]")));
+            raw.push(("hi", "vec4<u32>", format!("{w}[at + {at}u + 2u * g + 1u]")));
+        }
+        match layout.scales {
+            Scales::Symmetric => {}
+            Scales::Affine => raw.push(("head", "u32", "@word_of(at, g)".into())),
+            _ => raw.push(("head", "u32", "@word_of(at, g >> 3u)".into())),
+        }
+        if layout.scales != Scales::Affine {
+            raw.push(("two", "u32", format!("@word_of(at + {}u, g >> 1u)", self.unit_scales / VECTOR)));
+        }
+        raw
+    }
+
+    /// A unit is loaded as words and made of them apart, so that other units can be on their way in between.
+    fn quantized_decoder(&self, w: &str, prefix: &str) -> String {
+        let layout = Layout::of(self.dtype).expect("a quantized type has one");
+        let raw = self.loads(&layout, w);
+        let list = |part: &dyn Fn(&(&str, &str, String)) -> String| {
+            raw.iter().map(part).collect::<Vec<_>>().join(", ")
+        };
+        let mut out = format!(
+            "struct @Unit {{ q: array<u32, 8>, low: vec2<f32>, high: vec2<f32> }}\n\
+             struct @Raw {{ {}, is_odd: bool }}\n\
+             fn @word_of(at: u32, i: u32) -> u32 {{ return {w}[at + (i >> 2u)][i & 3u]; }}\n\
+             fn @raw_of(at: u32, g: u32) -> @Raw {{ return @Raw({}, (g & 1u) == 1u); }}\n\
+             fn @unit_of(at: u32, g: u32) -> @Unit {{ return @unit_from(@raw_of(at, g)); }}\n\
+             fn @unit_from(r: @Raw) -> @Unit {{\n    var u: @Unit;\n",
+            list(&|(name, of, _)| format!("{name}: {of}")),
+            list(&|(_, _, load)| load.clone())
+        );
+        if layout.pairs {
+            out += "    let p2 = select(r.p.xy, r.p.zw, r.is_odd);\n";
         }
         for k in 0..8 {
             let mut terms = Vec::new();
             if layout.nibbles {
-                terms.push(format!("((n[{}] >> {}u) & 0x0f0f0f0fu)", k % 4, k / 4 * 4));
+                terms.push(format!("((r.n[{}] >> {}u) & 0x0f0f0f0fu)", k % 4, k / 4 * 4));
             }
             if layout.pairs {
                 terms.push(format!(
@@ -195,14 +276,14 @@ impl RowLayout {
                 ));
             }
             if layout.bits {
-                terms.push(format!("(((b >> {k}u) & 0x01010101u) << {}u)", layout.bits_up()));
+                terms.push(format!("(((r.b >> {k}u) & 0x01010101u) << {}u)", layout.bits_up()));
             }
             if layout.bytes {
-                terms.push(format!("{}[{}]", if k < 4 { "lo" } else { "hi" }, k % 4));
+                terms.push(format!("r.{}[{}]", if k < 4 { "lo" } else { "hi" }, k % 4));
             }
             out += &format!("    u.q[{k}] = {};\n", terms.join(" | "));
         }
-        out += &self.scales(&layout);
+        out += scales_of(&layout);
         out += "    return u;\n}\n";
         out += &format!(
             "fn @quad(u: @Unit, k: u32) -> vec4<f32> {{\n    \
@@ -213,47 +294,75 @@ impl RowLayout {
         );
         out.replace('@', prefix)
     }
+}
 
-    /// Statements that leave a unit's scale and what is added, for its lower and upper half.
-    fn scales(&self, layout: &Layout) -> String {
-        let two = format!("(@word_of(at + {}u, g >> 1u) >> (16u * (g & 1u)))", self.unit_scales / VECTOR);
-        match layout.scales {
-            Scales::Symmetric => format!(
-                "    u.low = vec2<f32>(unpack2x16float({two} & 0xffffu).x, 0.0);\n    u.high = u.low;\n"
-            ),
-            Scales::Affine => "    u.low = unpack2x16float(@word_of(at, g));\n    u.high = u.low;\n".into(),
-            Scales::Grouped => format!(
-                "    let head = unpack2x16float(@word_of(at, g >> 3u));\n    let two = {two};\n    \
-                 u.low = vec2<f32>(head.x * f32(two & 0xffu), -(head.y * f32((two >> 8u) & 0xffu)));\n    u.high = u.low;\n"
-            ),
-            Scales::HalfGrouped => format!(
-                "    let head = unpack2x16float(@word_of(at, g >> 3u));\n    let two = {two};\n    \
-                 u.low = vec2<f32>(head.x * f32(two & 0xfu), -(head.y * f32((two >> 4u) & 0xfu)));\n    \
-                 u.high = vec2<f32>(head.x * f32((two >> 8u) & 0xfu), -(head.y * f32((two >> 12u) & 0xfu)));\n"
-            ),
-            Scales::HalfSymmetric => format!(
-                "    let head = unpack2x16float(@word_of(at, g >> 3u));\n    let two = unpack4xI8({two});\n    \
-                 u.low = vec2<f32>(head.x * f32(two.x), 0.0);\n    u.high = vec2<f32>(head.x * f32(two.y), 0.0);\n"
-            ),
+/// Statements that leave a unit's scale and what is added, for its lower and upper half.
+fn scales_of(layout: &Layout) -> &'static str {
+    match layout.scales {
+        Scales::Symmetric => {
+            "    let two = unpack2x16float(r.two);\n    \
+             u.low = vec2<f32>(select(two.x, two.y, r.is_odd), 0.0);\n    u.high = u.low;\n"
+        }
+        Scales::Affine => "    u.low = unpack2x16float(r.head);\n    u.high = u.low;\n",
+        Scales::Grouped => {
+            "    let head = unpack2x16float(r.head);\n    let two = select(r.two, r.two >> 16u, r.is_odd);\n    \
+             u.low = vec2<f32>(head.x * f32(two & 0xffu), -(head.y * f32((two >> 8u) & 0xffu)));\n    u.high = u.low;\n"
+        }
+        Scales::HalfGrouped => {
+            "    let head = unpack2x16float(r.head);\n    let two = select(r.two, r.two >> 16u, r.is_odd);\n    \
+             u.low = vec2<f32>(head.x * f32(two & 0xfu), -(head.y * f32((two >> 4u) & 0xfu)));\n    \
+             u.high = vec2<f32>(head.x * f32((two >> 8u) & 0xfu), -(head.y * f32((two >> 12u) & 0xfu)));\n"
+        }
+        Scales::HalfSymmetric => {
+            "    let head = unpack2x16float(r.head);\n    \
+             let two = unpack4xI8(select(r.two, r.two >> 16u, r.is_odd));\n    \
+             u.low = vec2<f32>(head.x * f32(two.x), 0.0);\n    u.high = vec2<f32>(head.x * f32(two.y), 0.0);\n"
         }
     }
 }
+
+/// Half of a vector's halves as floats.
+const HALVES: &str = "fn @halves(v: vec4<u32>, second: u32) -> vec4<f32> {\n    \
+    let two = select(v.xy, v.zw, second == 1u);\n    \
+    return vec4<f32>(unpack2x16float(two.x), unpack2x16float(two.y));\n}\n\
+    fn @bhalves(v: vec4<u32>, second: u32) -> vec4<f32> {\n    \
+    let two = select(v.xy, v.zw, second == 1u);\n    \
+    return bitcast<vec4<f32>>(vec4<u32>(two.x << 16u, two.x & 0xffff0000u, two.y << 16u, two.y & 0xffff0000u));\n}\n";
 
 fn half(bytes: &[u8]) -> u32 {
     u32::from(u16::from_le_bytes([bytes[0], bytes[1]]))
 }
 
+/// Steps of two quads in so many vectors; `quad` is the expression for quad `{k}` of `r`.
+fn float_steps(vectors: usize, quad: &str) -> String {
+    let loads: Vec<String> = (0..vectors).map(|v| format!("{{w}}[at + {vectors}u * g + {v}u]")).collect();
+    let quads = ["0", "1"].map(|k| quad.replace("{k}", k)).join(", ");
+    format!(
+        "struct @Unit {{ v: array<vec4<f32>, 2> }}\nstruct @Raw {{ v: array<vec4<u32>, {vectors}> }}\n{HALVES}\
+         fn @raw_of(at: u32, g: u32) -> @Raw {{ return @Raw(array<vec4<u32>, {vectors}>({})); }}\n\
+         fn @unit_from(r: @Raw) -> @Unit {{ return @Unit(array<vec4<f32>, 2>({quads})); }}\n\
+         fn @quad(u: @Unit, k: u32) -> vec4<f32> {{ return u.v[k]; }}\n",
+        loads.join(", ")
+    )
+}
+
+/// Products of so many quads, one after another.
+fn quad_products(quads: usize) -> String {
+    let one = |k: usize| {
+        let add = |c: usize| format!("    sum = fma(w_{k}[{c}], a.v[{k}][{c}], sum);\n");
+        format!("    let w_{k} = @quad(u, {k}u);\n{}", (0..4).map(add).collect::<String>())
+    };
+    format!(
+        "fn @added(u: @Unit, a: Activations, before: f32) -> f32 {{\n    var sum = before;\n{}    return sum;\n}}\n",
+        (0..quads).map(one).collect::<String>()
+    )
+}
+
 /// `load` is the expression for quad `{k}` of the row at `at` of `{w}`.
 fn float_decoder(w: &str, load: &str, prefix: &str) -> String {
-    let mut out = "struct @Unit { v: array<vec4<f32>, 8> }\n\
-        fn @halves(v: vec4<u32>, second: u32) -> vec4<f32> {\n    \
-        let two = select(v.xy, v.zw, second == 1u);\n    \
-        return vec4<f32>(unpack2x16float(two.x), unpack2x16float(two.y));\n}\n\
-        fn @bhalves(v: vec4<u32>, second: u32) -> vec4<f32> {\n    \
-        let two = select(v.xy, v.zw, second == 1u);\n    \
-        return bitcast<vec4<f32>>(vec4<u32>(two.x << 16u, two.x & 0xffff0000u, two.y << 16u, two.y & 0xffff0000u));\n}\n\
-        fn @unit_of(at: u32, g: u32) -> @Unit {\n    var u: @Unit;\n"
-        .to_string();
+    let mut out = format!(
+        "struct @Unit {{ v: array<vec4<f32>, 8> }}\n{HALVES}fn @unit_of(at: u32, g: u32) -> @Unit {{\n    var u: @Unit;\n"
+    );
     for k in 0..8 {
         out += &format!("    u.v[{k}] = {};\n", load.replace("{w}", w).replace("{k}", &k.to_string()));
     }

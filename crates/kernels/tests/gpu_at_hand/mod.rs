@@ -3,20 +3,56 @@
 
 use std::sync::LazyLock;
 
-use exotherm_kernels::gpu::GpuBackend;
+use exotherm_kernels::gpu::{GpuBackend, GpuOptions, Tuning};
 
-static GPU: LazyLock<Option<GpuBackend>> = LazyLock::new(|| {
-    let gpu = GpuBackend::first().expect("the GPU opens");
+/// Kernels pass with checks before they go without.
+const CHECKED: GpuOptions =
+    GpuOptions { checked: true, rounded: None, subgroups: true, halves: true, matrices: true, tuning: None };
+
+static GPU: LazyLock<Option<GpuBackend>> = LazyLock::new(|| opened(CHECKED));
+static ROUNDING: LazyLock<Option<GpuBackend>> =
+    LazyLock::new(|| opened(GpuOptions { rounded: Some(true), ..CHECKED }));
+static TUNED: LazyLock<Option<GpuBackend>> = LazyLock::new(|| {
+    let tuning = Tuning { outs: 4, most: 1, held: 2048, prefetch: false, unrolled: 2, ..Tuning::SOFTWARE };
+    opened(GpuOptions { rounded: Some(true), tuning: Some(tuning), ..CHECKED })
+});
+static PLAIN: LazyLock<Option<GpuBackend>> =
+    LazyLock::new(|| opened(GpuOptions { subgroups: false, halves: false, matrices: false, ..CHECKED }));
+
+fn opened(options: GpuOptions) -> Option<GpuBackend> {
+    let gpu = GpuBackend::first(&options).expect("the GPU opens");
     // Set where the tests' own preparations have put one there.
     let must_be = std::env::var_os("EXOTHERM_TEST_GPU").is_some();
     assert!(gpu.is_some() || !must_be, "there is no GPU, not even a software one");
     gpu
-});
+}
 
-/// The GPU, or a word about its lack.
-pub fn gpu() -> Option<&'static GpuBackend> {
-    if GPU.is_none() {
+fn or_a_word(gpu: &'static Option<GpuBackend>) -> Option<&'static GpuBackend> {
+    if gpu.is_none() {
         println!("SKIPPED: there is no GPU, not even a software one");
     }
-    GPU.as_ref()
+    gpu.as_ref()
+}
+
+/// The GPU as it is best used, or a word about its lack.
+pub fn gpu() -> Option<&'static GpuBackend> {
+    or_a_word(&GPU)
+}
+
+/// The same with activations rounded where they meet quantized weights, as real ones may be used.
+#[allow(dead_code)]
+pub fn rounding_gpu() -> Option<&'static GpuBackend> {
+    or_a_word(&ROUNDING)
+}
+
+/// The same again, with products shared out in another way.
+#[allow(dead_code)]
+pub fn tuned_gpu() -> Option<&'static GpuBackend> {
+    or_a_word(&TUNED)
+}
+
+/// The same with nothing that not every device has.
+#[allow(dead_code)]
+pub fn plain_gpu() -> Option<&'static GpuBackend> {
+    or_a_word(&PLAIN)
 }
