@@ -13,6 +13,8 @@ use crate::backend::BackendError;
 pub(crate) struct Traits {
     /// Bytes that a kernel can see at once.
     pub max_binding: usize,
+    /// Bytes that a workgroup's lanes can share.
+    pub shared: usize,
     /// Fewest and most lanes that run in step, where kernels may exchange values among them.
     pub subgroup: Option<(u32, u32)>,
     /// Whether kernels may compute in halves.
@@ -25,9 +27,14 @@ pub(crate) struct Traits {
 
 impl Traits {
     /// As little as any device has.
-    #[cfg(test)]
-    pub const LEAST: Traits =
-        Traits { max_binding: 128 << 20, subgroup: None, halves: false, matrices: false, rounded: false };
+    pub const LEAST: Traits = Traits {
+        max_binding: 128 << 20,
+        shared: 16 << 10,
+        subgroup: None,
+        halves: false,
+        matrices: false,
+        rounded: false,
+    };
 }
 
 /// How a GPU is used; what it cannot do is not used whatever is said here.
@@ -135,6 +142,7 @@ impl GpuInfo {
         let suits = is_real && self.adapter.get_info().backend == wgpu::Backend::Vulkan;
         Traits {
             max_binding: max_binding(&self.adapter.limits()),
+            shared: self.adapter.limits().max_compute_workgroup_storage_size as usize,
             subgroup: features.contains(wgpu::Features::SUBGROUP).then(|| self.lanes_in_step()),
             halves: features.contains(wgpu::Features::SHADER_F16),
             matrices: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),

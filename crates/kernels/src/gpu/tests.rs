@@ -6,15 +6,15 @@ use super::device::Traits;
 use super::record::{Recording, record};
 use crate::backend::{KvType, Limits};
 use crate::conformance::{cases, programs};
-use crate::ops::Op;
-use crate::program::{MatId, Program};
+use crate::ops::{Attention, Op};
+use crate::program::{MatId, Program, ProgramBuilder};
 
 fn recorded(program: &Program, limits: &Limits) -> Recording {
     record(program, limits, &Traits::LEAST).expect("everything fits")
 }
 
-/// Parses and validates a kernel and writes it as MSL and SPIR-V.
-fn translate(text: &str) -> Result<(), String> {
+/// Parses and validates a kernel and writes it as MSL and SPIR-V; gives the bytes that the lanes of a workgroup share.
+fn translate(text: &str) -> Result<usize, String> {
     use naga::back::{msl, spv};
     let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
     // Halves as they are packed in words, which all devices have.
@@ -29,7 +29,14 @@ fn translate(text: &str) -> Result<(), String> {
     let words =
         spv::write_vec(&module, &info, &spv::Options::default(), None).map_err(|e| format!("SPIR-V: {e}"))?;
     assert_eq!(words[0], 0x0723_0203, "SPIR-V begins with its number");
-    Ok(())
+    let mut sizes = naga::proc::Layouter::default();
+    sizes.update(module.to_ctx()).map_err(|e| e.to_string())?;
+    let of_entry = info.get_entry_point(0);
+    let is_shared = |handle: naga::Handle<naga::GlobalVariable>, variable: &naga::GlobalVariable| {
+        variable.space == naga::AddressSpace::WorkGroup && !of_entry[handle].is_empty()
+    };
+    let shared = module.global_variables.iter().filter(|&(handle, variable)| is_shared(handle, variable));
+    Ok(shared.map(|(_, variable)| sizes[variable.ty].size as usize).sum())
 }
 
 #[test]
@@ -45,6 +52,39 @@ fn every_kernel_is_valid_and_translates() {
         }
     }
     assert!(seen.len() > 100, "only {} kernels", seen.len());
+}
+
+/// Attention alone, of one layer.
+fn attention(heads: usize, kv_heads: usize, head_dim: usize) -> Program {
+    let mut b = ProgramBuilder::new();
+    let qkv = b.buffer("qkv", (heads + 2 * kv_heads) * head_dim);
+    let out = b.buffer("out", heads * head_dim);
+    let kv = b.kv_layer(kv_heads, head_dim);
+    b.push(Attention { qkv, heads, scale: 0.1, window: None, soft_cap: Some(2.0), sinks: None, kv, out });
+    let logits = b.logits_buffer(1);
+    b.finish(logits, 1)
+}
+
+/// Attention stages as much as there is room for, and takes fewer rows and heads together where there is little.
+#[test]
+fn attention_keeps_to_what_lanes_may_share() {
+    for (heads, kv_heads, head_dim) in [(32, 8, 128), (14, 2, 64), (4, 1, 256), (5, 1, 80), (3, 1, 10)] {
+        for kv_type in [KvType::F16, KvType::F32] {
+            for shared in [16 << 10, 32 << 10, 48 << 10] {
+                let traits = Traits { shared, ..Traits::LEAST };
+                let limits = Limits { blocks: 40, ..limits(kv_type) };
+                let recording = record(&attention(heads, kv_heads, head_dim), &limits, &traits).unwrap();
+                for kernel in recording.kernels.iter().filter(|k| k.label.starts_with("attention")) {
+                    let bytes = translate(&kernel.text).unwrap();
+                    assert!(
+                        bytes <= shared,
+                        "{} of {heads}:{kv_heads}x{head_dim}: {bytes} of {shared}",
+                        kernel.label
+                    );
+                }
+            }
+        }
+    }
 }
 
 /// Bindings that a kernel has besides the step's two: as many as a browser's device lets it have at least.
@@ -95,7 +135,7 @@ fn borders(program: &Program, id: MatId) -> BTreeSet<usize> {
 
 /// What ARCHITECTURE.md says of an op's dispatches: each waits for the one before it, so their number decides how fast one row
 /// is.
-fn said(program: &Program, op: &Op) -> usize {
+fn said(program: &Program, before: Option<&Op>, op: &Op) -> usize {
     let runs = |id| 1 + borders(program, id).len();
     match op {
         Op::Embed(op) => runs(op.table),
@@ -103,8 +143,12 @@ fn said(program: &Program, op: &Op) -> usize {
         Op::LinearResidual(op) => runs(op.weight) + usize::from(op.post_norm.is_some()),
         Op::MoeGateUp(op) => 1 + (&borders(program, op.gate) | &borders(program, op.up)).len(),
         Op::MoeDown(op) => runs(op.down),
-        Op::GroupedLinear(op) => op.groups.iter().map(|&(_, id)| runs(id)).sum(),
-        Op::Lora(op) => op.pairs.iter().map(|pair| runs(pair.down) + runs(pair.up)).sum(),
+        Op::GroupedLinear(_) => 1,
+        // All downs are part of the dispatch before, where that reads the same rows; all ups are one.
+        Op::Lora(op) => match before {
+            Some(Op::GroupedLinear(before)) if before.x == op.x => 1,
+            _ => 2,
+        },
         Op::ChannelMix(op) => 1 + runs(op.weight),
         Op::Head(op) => runs(op.weight),
         _ => 1,
@@ -117,8 +161,9 @@ fn ops_take_as_many_dispatches_as_is_said() {
         for program in (0..12).map(|seed| programs::draw(kind, seed)) {
             let recording = recorded(&program, &limits(KvType::F16));
             for (i, op) in program.ops().iter().enumerate() {
-                let count = recording.dispatches.iter().filter(|dispatch| dispatch.op == i).count();
-                assert_eq!(count, said(&program, op), "{kind:?}, {}", op.name());
+                let before = i.checked_sub(1).map(|i| &program.ops()[i]);
+                let count = recording.one_row(program.ops().len(), i);
+                assert_eq!(count, said(&program, before, op), "{kind:?}, {}", op.name());
             }
         }
     }
