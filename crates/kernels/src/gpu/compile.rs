@@ -6,12 +6,13 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use super::device::Gpu;
 use super::memory;
-use super::record::{Count, Dispatch, KernelText, Recording, View};
+use super::record::{Beside, Count, Dispatch, KernelText, Recording, View};
 use crate::backend::BackendError;
 
 /// A kernel in its place.
 pub(super) struct Launch {
     pub op: usize,
+    pub beside: Beside,
     pub pipeline: Arc<Pipeline>,
     pub bindings: wgpu::BindGroup,
     pub counts: [Count; 3],
@@ -96,6 +97,7 @@ pub(super) fn compile(
         let layout = &layouts[recording.kernels[dispatch.kernel].is_written.as_slice()];
         Launch {
             op: dispatch.op,
+            beside: dispatch.beside,
             pipeline: pipelines[dispatch.kernel].clone(),
             bindings: bind(gpu, layout, dispatch.views.iter().map(resource)),
             counts: dispatch.counts,

@@ -14,6 +14,8 @@ use crate::backend::BackendError;
 pub(crate) struct Traits {
     /// Bytes that a kernel can see at once.
     pub max_binding: usize,
+    /// Bytes that a workgroup's lanes can share.
+    pub shared: usize,
     /// Fewest and most lanes that run in step, where kernels may exchange values among them.
     pub subgroup: Option<(u32, u32)>,
     /// Whether kernels may compute in halves.
@@ -32,9 +34,9 @@ impl Traits {
     }
 
     /// As little as any device has.
-    #[cfg(test)]
     pub const LEAST: Traits = Traits {
         max_binding: 128 << 20,
+        shared: 16 << 10,
         subgroup: None,
         halves: false,
         matrices: false,
@@ -159,6 +161,7 @@ impl GpuInfo {
         let tuning = if is_real { Tuning::GPU } else { Tuning::SOFTWARE };
         Traits {
             max_binding: max_binding(&self.adapter.limits()),
+            shared: self.adapter.limits().max_compute_workgroup_storage_size as usize,
             subgroup,
             halves: features.contains(wgpu::Features::SHADER_F16),
             matrices: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),

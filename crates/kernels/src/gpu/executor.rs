@@ -3,6 +3,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Range;
 
+use super::attended::Attended;
 use super::compile::{Launch, bind, bindings_layout, compile};
 use super::device::Gpu;
 use super::memory;
@@ -99,6 +100,7 @@ struct StepBuffers {
     step: wgpu::Buffer,
     tables: wgpu::Buffer,
     bindings: wgpu::BindGroup,
+    attended: Attended,
     words: Vec<u32>,
     table_words: Vec<u32>,
     bytes: Vec<u8>,
@@ -182,6 +184,9 @@ impl GpuExecutor {
                 Count::Rows(per) => self.rows.div_ceil(per),
                 Count::LogitRows(per) => self.logit_rows.div_ceil(per),
                 Count::Spans => self.step.spans(),
+                Count::Tiles => self.step.attended.tiles.len(),
+                Count::Items => self.step.attended.items.len(),
+                Count::Splits => self.step.attended.splits.len(),
                 Count::Asked => self.asked.len(),
             };
             u32::try_from(groups).unwrap_or(u32::MAX)
@@ -189,7 +194,7 @@ impl GpuExecutor {
     }
 
     fn launch_all(&self, ops: Range<usize>) -> Result<(), BackendError> {
-        let is_wanted = |launch: &&Launch| ops.contains(&launch.op);
+        let is_wanted = |launch: &&Launch| ops.contains(&launch.op) && launch.beside.fits(launch.op, &ops);
         if let Some(groups) = self
             .launches
             .iter()
@@ -213,6 +218,7 @@ impl GpuExecutor {
                     let mut pass = encoder.begin_compute_pass(&profiling.pass(op));
                     self.launches
                         .iter()
+                        .filter(is_wanted)
                         .filter(|launch| launch.op == op)
                         .for_each(|launch| self.launch(&mut pass, launch));
                 }
@@ -450,7 +456,8 @@ impl StepBuffers {
         let tables = memory::buffer(gpu, 4 * FIRST_TABLES);
         let bindings = bind(gpu, &bindings_layout, [step.as_entire_binding(), tables.as_entire_binding()]);
         let (words, table_words, bytes) = (Vec::new(), Vec::new(), Vec::new());
-        StepBuffers { layout, bindings_layout, step, tables, bindings, words, table_words, bytes }
+        let attended = Attended::new(limits);
+        StepBuffers { layout, bindings_layout, step, tables, bindings, attended, words, table_words, bytes }
     }
 
     fn spans(&self) -> usize {
@@ -458,7 +465,7 @@ impl StepBuffers {
     }
 
     fn write(&mut self, gpu: &Gpu, batch: &Batch) {
-        self.layout.write(batch, &mut self.words, &mut self.table_words);
+        self.layout.write(batch, &mut self.attended, &mut self.words, &mut self.table_words);
         let have = self.tables.size() as usize;
         if 4 * self.table_words.len() > have {
             // Tables may share blocks, so they may be longer together than there are blocks.

@@ -8,7 +8,7 @@ use exotherm_tensor::Tensor;
 use exotherm_tensor::formats::{f16_to_f32, f32_to_f16};
 
 use super::device::Gpu;
-use super::record::{BufferId, BufferSpec, Fill};
+use super::record::{BufferId, BufferSpec, Fill, Laid};
 use super::rows::RowLayout;
 use crate::backend::{BackendError, KvType};
 
@@ -46,7 +46,12 @@ pub(super) fn make(gpu: &Gpu, specs: &[BufferSpec]) -> Result<Vec<wgpu::Buffer>,
             Fill::Zeros => {}
             Fill::Floats(values) if values.is_empty() => {}
             Fill::Floats(values) => write_words(gpu, &made_here, 0, values.iter().map(|v| v.to_bits())),
-            Fill::Rows { layout, parts } => upload(gpu, &made_here, layout, parts)?,
+            Fill::Rows { layout, parts } => upload(gpu, &made_here, 0, layout, parts)?,
+            Fill::Matrices(laid) => {
+                for Laid { at, layout, parts } in laid {
+                    upload(gpu, &made_here, *at as u64, layout, parts)?;
+                }
+            }
         }
         made.push(made_here);
     }
@@ -60,10 +65,15 @@ pub(super) fn write_words(gpu: &Gpu, to: &wgpu::Buffer, at: u64, words: impl Ite
     gpu.queue.write_buffer(to, at, &bytes);
 }
 
-/// Lays rows of weights out and hands them over, portion by portion.
-fn upload(gpu: &Gpu, to: &wgpu::Buffer, layout: &RowLayout, parts: &[Tensor]) -> Result<(), BackendError> {
+/// Lays rows of weights out and hands them over, portion by portion, from a byte on.
+fn upload(
+    gpu: &Gpu,
+    to: &wgpu::Buffer,
+    mut at: u64,
+    layout: &RowLayout,
+    parts: &[Tensor],
+) -> Result<(), BackendError> {
     let most = (PORTION / layout.row_bytes()).max(1);
-    let mut at = 0;
     for part in parts {
         for start in (0..part.n_rows()).step_by(most) {
             let rows = part.rows(start..part.n_rows().min(start + most));

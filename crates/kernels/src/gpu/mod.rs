@@ -1,9 +1,11 @@
 //! The GPU backend: the program's ops as WGSL kernels, on Vulkan and Metal through wgpu. All of a step goes to the device as
 //! one command buffer with one compute pass, and what comes back is what was asked for.
 
+pub(crate) mod attended;
 mod compile;
 mod device;
 mod executor;
+pub(crate) mod grouped;
 pub(crate) mod in_step;
 mod kernel;
 pub(crate) mod linear;
@@ -12,8 +14,9 @@ mod profiling;
 pub(crate) mod record;
 pub(crate) mod rows;
 mod step;
+mod unrolled;
 
-use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse};
+use crate::backend::{Backend, BackendError, Executor, KvType, Limits, MemoryUse};
 use crate::program::Program;
 use crate::rounding::Activations;
 
@@ -22,9 +25,19 @@ pub use in_step::Tuning;
 
 pub(crate) use kernel::Kernel;
 pub(crate) use record::{Count, Recorder, View};
+pub(crate) use unrolled::unrolled;
 
-use device::Gpu;
+use device::{Gpu, Traits};
 use executor::GpuExecutor;
+
+/// How many dispatches each op takes in a step of one row with a short context, one after another, on a device that has as little as
+/// any: their number decides how fast one row is.
+pub fn dispatches(program: &Program) -> Result<Vec<usize>, BackendError> {
+    let limits = Limits { rows: 1, logit_rows: 1, blocks: 1, slots: 1, kv_type: KvType::F16 };
+    let recording = record::record(program, &limits, &Traits::LEAST)?;
+    let ops = program.ops().len();
+    Ok((0..ops).map(|op| recording.dispatches_of(ops, op, 1)).collect())
+}
 
 /// Computes on one GPU. Activations stay as they are unless they are to be rounded where they meet quantized weights.
 pub struct GpuBackend {

@@ -52,6 +52,15 @@ pub(crate) enum Fill {
         layout: RowLayout,
         parts: Vec<Tensor>,
     },
+    /// Matrices, each from its own byte on.
+    Matrices(Vec<Laid>),
+}
+
+/// A matrix of one type among others.
+pub(crate) struct Laid {
+    pub at: usize,
+    pub layout: RowLayout,
+    pub parts: Vec<Tensor>,
 }
 
 pub(crate) struct BufferSpec {
@@ -69,13 +78,42 @@ pub(crate) enum Count {
     /// One for every so many rows that want logits.
     LogitRows(usize),
     Spans,
+    /// One for every tile of rows that attention takes together.
+    Tiles,
+    /// One for every row that it takes alone, or stretch of one.
+    Items,
+    /// One for every row whose stretches it puts together afterwards.
+    Splits,
     /// One for every row of logits whose likeliest token is asked for.
     Asked,
+}
+
+/// Beside which other ops of the program a dispatch is run: an op may do what the next one begins with, and must not where that is
+/// run alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Beside {
+    Any,
+    WithNext,
+    WithoutNext,
+    WithoutPrevious,
+}
+
+impl Beside {
+    /// Whether a dispatch of this op is run where these ops are.
+    pub fn fits(self, op: usize, ops: &Range<usize>) -> bool {
+        match self {
+            Beside::Any => true,
+            Beside::WithNext => ops.contains(&(op + 1)),
+            Beside::WithoutNext => !ops.contains(&(op + 1)),
+            Beside::WithoutPrevious => op == 0 || !ops.contains(&(op - 1)),
+        }
+    }
 }
 
 pub(crate) struct Dispatch {
     /// The op that it is part of.
     pub op: usize,
+    pub beside: Beside,
     pub kernel: usize,
     pub views: Vec<View>,
     pub counts: [Count; 3],
@@ -122,6 +160,19 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
+    /// Dispatches of an op in a step of so many rows whose contexts are one stretch each, where all ops are run: each waits for the one before
+    /// it, so their number decides how fast one row is.
+    pub fn dispatches_of(&self, ops: usize, op: usize, rows: usize) -> usize {
+        let of_others = |count: &Count| matches!(count, Count::Tiles | Count::Splits);
+        let is_run = |dispatch: &&Dispatch| {
+            dispatch.op == op
+                && dispatch.beside.fits(op, &(0..ops))
+                && dispatch.rows.contains(&rows)
+                && !dispatch.counts.iter().any(of_others)
+        };
+        self.dispatches.iter().filter(is_run).count()
+    }
+
     pub fn memory(&self) -> MemoryUse {
         let of = |class| {
             let buffers = self.buffers.iter().filter(|b| b.class == class);
@@ -144,10 +195,12 @@ pub(crate) struct Recorder<'a> {
     recording: Recording,
     op: usize,
     rows: RangeInclusive<usize>,
+    beside: Beside,
     vectors: HashMap<Vec<u32>, View>,
     vector_values: Vec<f32>,
     matrices: HashMap<u32, Vec<Piece>>,
     kept_rows: HashMap<(usize, bool), View>,
+    common: HashMap<&'static str, BufferId>,
     texts: HashMap<String, usize>,
 }
 
@@ -166,10 +219,12 @@ pub(crate) fn record(program: &Program, limits: &Limits, traits: &Traits) -> Res
         recording: Recording::default(),
         op: 0,
         rows: ALL_ROWS,
+        beside: Beside::Any,
         vectors: HashMap::new(),
         vector_values: Vec::new(),
         matrices: HashMap::new(),
         kept_rows: HashMap::new(),
+        common: HashMap::new(),
         texts: HashMap::new(),
     };
     recorder.buffer(0, Class::Weights, Fill::Zeros)?;
@@ -282,6 +337,20 @@ impl Recorder<'_> {
         Ok(self.whole(id))
     }
 
+    /// Room for as many words as the product of the sizes that ops of one kind use one after another.
+    pub fn common_scratch(&mut self, what: &'static str, sizes: &[usize]) -> Result<View, BackendError> {
+        // Checked as every other buffer is, before it is compared with what is there.
+        let made = self.floats(sizes, Class::Scratch)?;
+        let Some(&known) = self.common.get(what) else {
+            self.common.insert(what, made);
+            return Ok(self.whole(made));
+        };
+        let bytes = self.recording.buffers.pop().map_or(0, |spec| spec.bytes);
+        let largest = &mut self.recording.buffers[known.0].bytes;
+        *largest = bytes.max(*largest);
+        Ok(View { buffer: known, offset: 0, bytes })
+    }
+
     /// Room for `width` words of every row of logits.
     pub fn logits_scratch(&mut self, width: usize) -> Result<View, BackendError> {
         let id = self.floats(&[width, self.limits.logit_rows], Class::Scratch)?;
@@ -350,6 +419,52 @@ impl Recorder<'_> {
         Ok(pieces)
     }
 
+    /// Matrices one behind the other in one buffer, a piece for each; part of those that lie so already may be asked for. `None` where one of them is of several types or lies somewhere
+    /// already, where all are more than a binding holds, and where activations are rounded for one, which only their own products do.
+    pub fn together(&mut self, ids: &[MatId]) -> Result<Option<Vec<Piece>>, BackendError> {
+        let known: Option<Vec<Piece>> = ids
+            .iter()
+            .map(|id| match self.matrices.get(&id.0).map(Vec::as_slice) {
+                Some([piece]) => Some(piece.clone()),
+                _ => None,
+            })
+            .collect();
+        if let Some(pieces) = known {
+            let are_together = pieces.windows(2).all(|two| two[0].view.buffer == two[1].view.buffer);
+            return Ok(are_together.then_some(pieces));
+        }
+        let (mut laid, mut places) = (Vec::new(), Vec::new());
+        let mut end = 0usize;
+        for (i, id) in ids.iter().enumerate() {
+            let matrix = self.program.matrix(*id);
+            let dtype = matrix.segments[0].dtype();
+            let is_one = matrix.segments.iter().all(|tensor| tensor.dtype() == dtype);
+            let is_placed = self.matrices.contains_key(&id.0) || ids[..i].contains(id);
+            if !is_one || is_placed || (self.traits.rounded && dtype.is_quantized()) {
+                return Ok(None);
+            }
+            let layout = RowLayout::new(dtype, matrix.n_in);
+            let at = end.next_multiple_of(ALIGNMENT);
+            let bytes = matrix.n_out.saturating_mul(layout.row_bytes());
+            end = at.saturating_add(bytes);
+            if end > self.traits.max_binding {
+                return Ok(None);
+            }
+            laid.push(Laid { at, layout, parts: matrix.segments.clone() });
+            places.push((layout, matrix.n_out, at, bytes));
+        }
+        let buffer = self.buffer(end, Class::Weights, Fill::Matrices(laid))?;
+        let piece = |(layout, rows, offset, bytes)| Piece {
+            layout,
+            rows: 0..rows,
+            view: View { buffer, offset, bytes },
+        };
+        let pieces: Vec<Piece> = places.into_iter().map(piece).collect();
+        let own = ids.iter().zip(&pieces).map(|(id, piece)| (id.0, vec![piece.clone()]));
+        self.matrices.extend(own);
+        Ok(Some(pieces))
+    }
+
     /// A buffer that the host fills with a step's angles before the first op.
     pub fn angles(&mut self, inv_freq: VecId, magnitude: f32) -> Result<View, BackendError> {
         let width = 2 * self.program.vector(inv_freq).len();
@@ -368,6 +483,20 @@ impl Recorder<'_> {
         made
     }
 
+    /// Records what is done only where ops beside this one are run, too, or are not.
+    pub fn beside<T>(&mut self, beside: Beside, record: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.beside, beside);
+        let made = record(self);
+        self.beside = before;
+        made
+    }
+
+    /// The ops before and after this one.
+    pub fn neighbours(&self) -> [Option<&Op>; 2] {
+        let ops = self.program.ops();
+        [self.op.checked_sub(1).and_then(|i| ops.get(i)), ops.get(self.op + 1)]
+    }
+
     /// Records that a kernel is run in so many workgroups.
     pub fn dispatch(&mut self, kernel: &Kernel, counts: [Count; 3]) {
         let of_logits = counts.iter().any(|count| matches!(count, Count::LogitRows(_)));
@@ -384,8 +513,8 @@ impl Recorder<'_> {
             kernels.len() - 1
         });
         let views = kernel.bindings().iter().map(|b| b.view).collect();
-        let rows = self.rows.clone();
-        self.recording.dispatches.push(Dispatch { op: self.op, kernel: number, views, counts, rows });
+        let (op, beside, rows) = (self.op, self.beside, self.rows.clone());
+        self.recording.dispatches.push(Dispatch { op, beside, kernel: number, views, counts, rows });
     }
 }
 

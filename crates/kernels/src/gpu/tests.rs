@@ -7,8 +7,8 @@ use super::in_step::Tuning;
 use super::record::{Recording, record};
 use crate::backend::{KvType, Limits};
 use crate::conformance::{cases, programs};
-use crate::ops::Op;
-use crate::program::{MatId, Program};
+use crate::ops::{Attention, Op};
+use crate::program::{MatId, Program, ProgramBuilder};
 
 fn recorded(program: &Program, limits: &Limits) -> Recording {
     recorded_for(program, limits, &Traits::LEAST)
@@ -27,8 +27,8 @@ fn classes() -> [Traits; 4] {
     [Traits::LEAST, in_step, rounded, small]
 }
 
-/// Parses and validates a kernel and writes it as MSL and SPIR-V.
-fn translate(text: &str) -> Result<(), String> {
+/// Parses and validates a kernel and writes it as MSL and SPIR-V; gives the bytes that the lanes of a workgroup share.
+fn translate(text: &str) -> Result<usize, String> {
     use naga::back::{msl, spv};
     let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
     // Halves as they are packed in words, which all devices have.
@@ -47,7 +47,14 @@ fn translate(text: &str) -> Result<(), String> {
     let options = spv::Options { lang_version: (1, 3), ..spv::Options::default() };
     let words = spv::write_vec(&module, &info, &options, None).map_err(|e| format!("SPIR-V: {e}"))?;
     assert_eq!(words[0], 0x0723_0203, "SPIR-V begins with its number");
-    Ok(())
+    let mut sizes = naga::proc::Layouter::default();
+    sizes.update(module.to_ctx()).map_err(|e| e.to_string())?;
+    let of_entry = info.get_entry_point(0);
+    let is_shared = |handle: naga::Handle<naga::GlobalVariable>, variable: &naga::GlobalVariable| {
+        variable.space == naga::AddressSpace::WorkGroup && !of_entry[handle].is_empty()
+    };
+    let shared = module.global_variables.iter().filter(|&(handle, variable)| is_shared(handle, variable));
+    Ok(shared.map(|(_, variable)| sizes[variable.ty].size as usize).sum())
 }
 
 #[test]
@@ -67,6 +74,39 @@ fn every_kernel_is_valid_and_translates() {
         }
     }
     assert!(seen.len() > 100, "only {} kernels", seen.len());
+}
+
+/// Attention alone, of one layer.
+fn attention(heads: usize, kv_heads: usize, head_dim: usize) -> Program {
+    let mut b = ProgramBuilder::new();
+    let qkv = b.buffer("qkv", (heads + 2 * kv_heads) * head_dim);
+    let out = b.buffer("out", heads * head_dim);
+    let kv = b.kv_layer(kv_heads, head_dim);
+    b.push(Attention { qkv, heads, scale: 0.1, window: None, soft_cap: Some(2.0), sinks: None, kv, out });
+    let logits = b.logits_buffer(1);
+    b.finish(logits, 1)
+}
+
+/// Attention stages as much as there is room for, and takes fewer rows and heads together where there is little.
+#[test]
+fn attention_keeps_to_what_lanes_may_share() {
+    for (heads, kv_heads, head_dim) in [(32, 8, 128), (14, 2, 64), (4, 1, 256), (5, 1, 80), (3, 1, 10)] {
+        for kv_type in [KvType::F16, KvType::F32] {
+            for shared in [16 << 10, 32 << 10, 48 << 10] {
+                let traits = Traits { shared, ..Traits::LEAST };
+                let limits = Limits { blocks: 40, ..limits(kv_type) };
+                let recording = record(&attention(heads, kv_heads, head_dim), &limits, &traits).unwrap();
+                for kernel in recording.kernels.iter().filter(|k| k.label.starts_with("attention")) {
+                    let bytes = translate(&kernel.text).unwrap();
+                    assert!(
+                        bytes <= shared,
+                        "{} of {heads}:{kv_heads}x{head_dim}: {bytes} of {shared}",
+                        kernel.label
+                    );
+                }
+            }
+        }
+    }
 }
 
 /// Bindings that a kernel has besides the step's two: as many as a browser's device lets it have at least.
@@ -126,17 +166,26 @@ fn made_ready(program: &Program, traits: &Traits, id: MatId, is_normed: bool, at
         .map(|s| s.dtype().is_quantized())
         .map(|is_quantized| (is_quantized, is_quantized && traits.rounded))
         .collect();
-    let is_ready = |is_rounded: bool| !is_normed && !is_rounded && matrix.n_in % 8 == 0 && at % 4 == 0;
+    let is_ready = |is_rounded: bool| !is_normed && !is_rounded && matrix.n_in.is_multiple_of(8) && at.is_multiple_of(4);
     kinds.into_iter().filter(|&(_, is_rounded)| !is_ready(is_rounded)).count()
 }
 
 /// What ARCHITECTURE.md says of an op's dispatches: each waits for the one before it, so their number decides how fast one row
 /// is. With many rows some are made ready first.
-fn said(program: &Program, op: &Op, traits: &Traits, is_many: bool) -> usize {
+fn said(program: &Program, before: Option<&Op>, op: &Op, traits: &Traits, is_many: bool) -> usize {
     let is_in_step = traits.in_step().is_some();
     let product = |id, is_normed, at| {
         let more = if is_in_step && is_many { made_ready(program, traits, id, is_normed, at) } else { 0 };
         1 + borders(program, id).len() + more
+    };
+    // One dispatch is enough for several matrices unless activations are rounded for one of them.
+    let together = |mut ids: Vec<MatId>| {
+        ids.retain(|&id| traits.rounded && program.matrix(id).segments[0].dtype().is_quantized());
+        ids.is_empty()
+    };
+    let grouped = |ids: Vec<(MatId, usize)>| match together(ids.iter().map(|&(id, _)| id).collect()) {
+        true => 1,
+        false => ids.iter().map(|&(id, at)| product(id, false, at)).sum(),
     };
     let gate = |id| usize::from(!borders(program, id).is_empty());
     match op {
@@ -158,12 +207,21 @@ fn said(program: &Program, op: &Op, traits: &Traits, is_many: bool) -> usize {
             }
         }
         Op::MoeDown(op) => 1 + borders(program, op.down).len(),
-        Op::GroupedLinear(op) => op.groups.iter().map(|&(at, id)| product(id, false, at)).sum(),
-        Op::Lora(op) => op
-            .pairs
-            .iter()
-            .map(|pair| product(pair.down, false, pair.x_at) + product(pair.up, false, 0))
-            .sum(),
+        Op::GroupedLinear(op) => grouped(op.groups.iter().map(|&(at, id)| (id, at)).collect()),
+        Op::Lora(op) => {
+            let ups = grouped(op.pairs.iter().map(|pair| (pair.up, 0)).collect());
+            let downs = op.pairs.iter().map(|pair| pair.down);
+            match before {
+                // All downs are part of the dispatch before, where that reads the same rows.
+                Some(Op::GroupedLinear(before))
+                    if before.x == op.x
+                        && together(before.groups.iter().map(|&(_, id)| id).chain(downs).collect()) =>
+                {
+                    ups
+                }
+                _ => grouped(op.pairs.iter().map(|pair| (pair.down, pair.x_at)).collect()) + ups,
+            }
+        }
         Op::ChannelMix(op) => 1 + product(op.weight, false, 0),
         Op::Head(op) => product(op.weight, true, 0),
         _ => 1,
@@ -177,9 +235,9 @@ fn ops_take_as_many_dispatches_as_is_said() {
             for (traits, rows) in classes().iter().flat_map(|traits| [(traits, 1), (traits, 4)]) {
                 let recording = recorded_for(&program, &limits(KvType::F16), traits);
                 for (i, op) in program.ops().iter().enumerate() {
-                    let dispatches = recording.dispatches.iter();
-                    let count = dispatches.filter(|d| d.op == i && d.rows.contains(&rows)).count();
-                    let said = said(&program, op, traits, rows > 1);
+                    let before = i.checked_sub(1).map(|i| &program.ops()[i]);
+                    let count = recording.dispatches_of(program.ops().len(), i, rows);
+                    let said = said(&program, before, op, traits, rows > 1);
                     assert_eq!(count, said, "{kind:?}, {}, {rows} rows, {traits:?}", op.name());
                 }
             }

@@ -1,13 +1,13 @@
 // Keys and values as floats.
 
-fn score_of(at: u32) -> f32 {
-    var sum = 0.0;
-    for (var i = 0u; i < DIM; i++) {
-        sum = fma(query[i], bitcast<f32>(keys[at + i]), sum);
-    }
-    return sum;
+// Four elements as they are stored.
+alias Four = vec4<u32>;
+
+fn floats_of(four: Four) -> vec4<f32> {
+    return bitcast<vec4<f32>>(four);
 }
 
-fn value_at(at: u32, i: u32) -> f32 {
-    return bitcast<f32>(values[at + i]);
+// One of the two pairs.
+fn pair_of(four: Four, second: bool) -> vec2<f32> {
+    return bitcast<vec2<f32>>(select(four.xy, four.zw, second));
 }

@@ -1,5 +1,8 @@
 // A workgroup for a row and one of its heads, those of Q before those of K; that of a K head writes the V head of its number, too.
 
+// The head as it is when it is turned: lanes put elements of others into the cache.
+var<workgroup> turned: array<f32, DIM + 1u>;
+
 fn normed_at(row: u32, s: vec2<f32>, i: u32) -> f32 {
     if (head < HEADS) {
         return q_normed(raw_at(row, i), s, i);
@@ -25,16 +28,18 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         let x = normed_at(row, s, a);
         let y = normed_at(row, s, b);
         let c = cos_sin(row, i);
-        qkv[at + a] = fma(x, c.x, -(y * c.y));
-        qkv[at + b] = fma(x, c.y, y * c.x);
+        put(at, a, fma(x, c.x, -(y * c.y)));
+        put(at, b, fma(x, c.y, y * c.x));
     }
     for (var i = 2u * PAIRS + lane; i < DIM; i += WG) {
-        qkv[at + i] = normed_at(row, s, i);
+        put(at, i, normed_at(row, s, i));
     }
     if (wg.x < HEADS) {
         return;
     }
-    storageBarrier();
+    if (lane == 0u) {
+        turned[DIM] = 0.0;
+    }
     workgroupBarrier();
     let kv_head = wg.x - HEADS;
     let position = position_of(row);
@@ -45,11 +50,16 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         if (IS_HALF) {
             let has_two = 2u * w + 1u < DIM;
             let next = min(2u * w + 1u, DIM - 1u);
-            keys[to + w] = halves_of(qkv[at + 2u * w], select(0.0, qkv[at + next], has_two));
+            keys[to + w] = halves_of(turned[2u * w], turned[2u * w + 1u]);
             values[to + w] = halves_of(qkv[v_at + 2u * w], select(0.0, qkv[v_at + next], has_two));
         } else {
-            keys[to + w] = bitcast<u32>(qkv[at + w]);
+            keys[to + w] = bitcast<u32>(turned[w]);
             values[to + w] = bitcast<u32>(qkv[v_at + w]);
         }
     }
+}
+
+fn put(at: u32, i: u32, value: f32) {
+    qkv[at + i] = value;
+    turned[i] = value;
 }

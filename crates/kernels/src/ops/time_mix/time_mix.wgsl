@@ -1,115 +1,162 @@
-// A workgroup takes a head of a span through its rows, one after another. Lane l keeps lines l, l + WG, ... of the head's state,
-// a line for each value.
+// A workgroup takes a head of a span through its rows, one after another. Lane l keeps line l (and l + WG, ...) of the head's state,
+// a line for each value, from the first row to the last. What comes of the next row is read while this one is worked on.
 
-var<workgroup> kk: array<f32, SIZE>;
-var<workgroup> rate: array<f32, SIZE>;
-var<workgroup> key: array<f32, SIZE>;
-var<workgroup> decay: array<f32, SIZE>;
-var<workgroup> receptance: array<f32, SIZE>;
+struct Inputs { r: f32, k: f32, v: f32, w: f32, a: f32, g: f32, v_first: f32, mix: f32 }
+struct Constants { k_k: f32, k_a: f32, r_k: f32, weight: f32, bias: f32 }
+
+var<workgroup> kk: array<vec4<f32>, QUADS>;
+var<workgroup> rate: array<vec4<f32>, QUADS>;
+var<workgroup> key: array<vec4<f32>, QUADS>;
+var<workgroup> decay: array<vec4<f32>, QUADS>;
+var<workgroup> receptance: array<vec4<f32>, QUADS>;
+var<workgroup> bonus: array<vec4<f32>, QUADS>;
+var<workgroup> outs: array<vec4<f32>, QUADS>;
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let first = wg.x * SIZE;
     let span = span_at(wg.y);
+    let end = span.first_row + span.rows;
     let state_at = (span.slot * WIDTH + first) * SIZE;
-    var lines: array<f32, LINES * SIZE>;
-    for (var l = 0u; l < LINES; l++) {
-        let value = lane + l * WG;
-        for (var i = 0u; i < SIZE; i++) {
-            lines[l * SIZE + i] = 0.0;
-            if (value < SIZE && span.start > 0u) {
-                lines[l * SIZE + i] = state[state_at + value * SIZE + i];
-            }
-        }
+    @repeat l LINES
+    let own@l = lane + @lu * WG;
+    let kept@l = constants_of(first, own@l);
+    var next@l = inputs_of(span.first_row, first, own@l);
+    @repeat i QUADS
+    var line@l_@i = vec4<f32>(0.0);
+    @end
+    if (own@l < SIZE && span.start > 0u) {
+        @repeat i QUADS
+        line@l_@i = state_quad(state_at + own@l * SIZE, @iu);
+        @end
     }
-    for (var row = span.first_row; row < span.first_row + span.rows; row++) {
-        let x = row * 3u * WIDTH + first;
-        let w = row * WAGV_WIDTH + first;
-        let whole_bonus = prepare(lane, first, x, w);
-        var outs: array<f32, LINES>;
-        var vs: array<f32, LINES>;
-        var sum = 0.0;
-        for (var l = 0u; l < LINES; l++) {
-            let value = lane + l * WG;
-            if (value < SIZE) {
-                vs[l] = value_of(row, x, w, first + value, value);
-                var removed = 0.0;
-                for (var i = 0u; i < SIZE; i++) {
-                    removed = fma(lines[l * SIZE + i], kk[i], removed);
-                }
-                var out = 0.0;
-                for (var i = 0u; i < SIZE; i++) {
-                    let kept = fma(lines[l * SIZE + i], decay[i], -(removed * rate[i]));
-                    lines[l * SIZE + i] = fma(vs[l], key[i], kept);
-                    out = fma(lines[l * SIZE + i], receptance[i], out);
-                }
-                outs[l] = out;
-                sum += out;
-            }
+    @end
+    for (var row = span.first_row; row < end; row++) {
+        @repeat l LINES
+        let now@l = next@l;
+        if (row + 1u < end) {
+            next@l = inputs_of(row + 1u, first, own@l);
         }
-        let mean = group_sum(lane, sum) / f32(SIZE);
-        var spread = 0.0;
-        for (var l = 0u; l < LINES; l++) {
-            if (lane + l * WG < SIZE) {
-                spread = fma(outs[l] - mean, outs[l] - mean, spread);
-            }
-        }
-        let scale = 1.0 / sqrt(group_sum(lane, spread) / f32(SIZE) + EPS);
-        for (var l = 0u; l < LINES; l++) {
-            let value = lane + l * WG;
-            if (value < SIZE) {
-                var bias = 0.0;
-                if (HAS_BIAS) {
-                    bias = vectors[4u * WIDTH + first + value];
-                }
-                let normed = fma((outs[l] - mean) * scale, vectors[3u * WIDTH + first + value], bias);
-                y[row * WIDTH + first + value] = fma(whole_bonus, vs[l], normed) * wagv[w + 2u * WIDTH + value];
-            }
-        }
+        prepare(own@l, now@l, kept@l);
+        var removed@l = vec4<f32>(0.0);
+        @end
         workgroupBarrier();
-    }
-    for (var l = 0u; l < LINES; l++) {
-        let value = lane + l * WG;
-        if (value < SIZE) {
-            for (var i = 0u; i < SIZE; i++) {
-                state[state_at + value * SIZE + i] = lines[l * SIZE + i];
+        var squares = vec4<f32>(0.0);
+        var bonuses = vec4<f32>(0.0);
+        @repeat i QUADS
+        let kk@i = kk[@i];
+        squares = fma(kk@i, kk@i, squares);
+        bonuses += bonus[@i];
+        @repeat l LINES
+        removed@l = fma(line@l_@i, kk@i, removed@l);
+        @end
+        @end
+        let length = max(sqrt(sum_of(squares)), 1e-12);
+        @repeat l LINES
+        // Both of the products that it is part of are with the key of length 1.
+        let gone@l = vec4<f32>(sum_of(removed@l) / (length * length));
+        let value@l = value_of(now@l);
+        var out@l = vec4<f32>(0.0);
+        @repeat i QUADS
+        line@l_@i = fma(vec4<f32>(value@l), key[@i], fma(line@l_@i, decay[@i], -(rate[@i] * gone@l)));
+        out@l = fma(line@l_@i, receptance[@i], out@l);
+        @end
+        let made@l = sum_of(out@l);
+        if (own@l < 4u * QUADS) {
+            outs[own@l / 4u][own@l % 4u] = select(0.0, made@l, own@l < SIZE);
+        }
+        @end
+        workgroupBarrier();
+        let norm = statistics();
+        @repeat l LINES
+        if (own@l < SIZE) {
+            let normed = fma((made@l - norm.x) * norm.y, kept@l.weight, kept@l.bias);
+            y[row * WIDTH + first + own@l] = fma(sum_of(bonuses), value@l, normed) * now@l.g;
+            if (IS_FIRST) {
+                v_first[row * WIDTH + first + own@l] = value@l;
             }
         }
+        @end
     }
+    @repeat l LINES
+    if (own@l < SIZE) {
+        @repeat i QUADS
+        keep_quad(state_at + own@l * SIZE, @iu, line@l_@i);
+        @end
+    }
+    @end
 }
 
-// What all lanes need of a row; gives the bonus.
-fn prepare(lane: u32, first: u32, x: u32, w: u32) -> f32 {
-    var squares = 0.0;
-    var bonus = 0.0;
-    for (var i = lane; i < SIZE; i += WG) {
-        let k = rkv[x + WIDTH + i];
-        let a = wagv[w + WIDTH + i];
-        kk[i] = k * vectors[first + i];
-        squares = fma(kk[i], kk[i], squares);
-        rate[i] = a;
-        key[i] = k * fma(a - 1.0, vectors[WIDTH + first + i], 1.0);
-        decay[i] = exp_(DECAY * sigmoid_(wagv[w + i]));
-        receptance[i] = rkv[x + i];
-        bonus = fma(receptance[i] * key[i], vectors[2u * WIDTH + first + i], bonus);
-    }
-    let length = max(sqrt(group_sum(lane, squares)), 1e-12);
-    let whole_bonus = group_sum(lane, bonus);
-    for (var i = lane; i < SIZE; i += WG) {
-        kk[i] = kk[i] / length;
-        rate[i] = kk[i] * rate[i];
-    }
-    workgroupBarrier();
-    return whole_bonus;
+fn sum_of(v: vec4<f32>) -> f32 {
+    return (v.x + v.y) + (v.z + v.w);
 }
 
-// A value, mixed with the first layer's; the first layer leaves its own.
-fn value_of(row: u32, x: u32, w: u32, column: u32, value: u32) -> f32 {
-    let v = rkv[x + 2u * WIDTH + value];
-    let at = row * WIDTH + column;
+// Of an element of the head; nothing where there is none.
+fn constants_of(first: u32, i: u32) -> Constants {
+    if (i >= SIZE) {
+        return Constants(0.0, 0.0, 0.0, 0.0, 0.0);
+    }
+    let at = first + i;
+    var bias = 0.0;
+    if (HAS_BIAS) {
+        bias = vectors[4u * WIDTH + at];
+    }
+    return Constants(vectors[at], vectors[WIDTH + at], vectors[2u * WIDTH + at], vectors[3u * WIDTH + at], bias);
+}
+
+fn inputs_of(row: u32, first: u32, i: u32) -> Inputs {
+    if (i >= SIZE) {
+        return Inputs(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
+    }
+    let x = row * 3u * WIDTH + first + i;
+    let w = row * WAGV_WIDTH + first + i;
+    var before = 0.0;
+    var mix = 0.0;
+    if (!IS_FIRST) {
+        before = v_first[row * WIDTH + first + i];
+        mix = wagv[w + 3u * WIDTH];
+    }
+    return Inputs(
+        rkv[x], rkv[x + WIDTH], rkv[x + 2u * WIDTH], wagv[w], wagv[w + WIDTH], wagv[w + 2u * WIDTH], before, mix);
+}
+
+// What all lanes need of an element of a row.
+fn prepare(i: u32, now: Inputs, kept: Constants) {
+    if (i >= 4u * QUADS) {
+        return;
+    }
+    let q = i / 4u;
+    let c = i % 4u;
+    let own = now.k * kept.k_k;
+    let replaced = now.k * fma(now.a - 1.0, kept.k_a, 1.0);
+    kk[q][c] = own;
+    rate[q][c] = own * now.a;
+    key[q][c] = replaced;
+    decay[q][c] = exp_(DECAY * sigmoid_(now.w));
+    receptance[q][c] = now.r;
+    bonus[q][c] = now.r * replaced * kept.r_k;
+}
+
+// The row's mean and the inverse of its deviation.
+fn statistics() -> vec2<f32> {
+    var sum = vec4<f32>(0.0);
+    for (var i = 0u; i < QUADS; i++) {
+        sum += outs[i];
+    }
+    let mean = sum_of(sum) / f32(SIZE);
+    var squares = vec4<f32>(0.0);
+    for (var i = 0u; i < QUADS; i++) {
+        let is_there = vec4<u32>(4u * i, 4u * i + 1u, 4u * i + 2u, 4u * i + 3u) < vec4<u32>(SIZE);
+        let d = select(vec4<f32>(0.0), outs[i] - mean, is_there);
+        squares = fma(d, d, squares);
+    }
+    return vec2<f32>(mean, 1.0 / sqrt(sum_of(squares) / f32(SIZE) + EPS));
+}
+
+// A value, mixed with the first layer's.
+fn value_of(now: Inputs) -> f32 {
     if (IS_FIRST) {
-        v_first[at] = v;
-        return v;
+        return now.v;
     }
-    return fma(v_first[at] - v, wagv[w + 3u * WIDTH + value], v);
+    return fma(now.v_first - now.v, now.mix, now.v);
 }
