@@ -21,13 +21,46 @@ pub(crate) struct Traits {
     pub matrices: bool,
     /// Whether activations are rounded to integers where they meet quantized weights.
     pub rounded: bool,
+    /// Bytes that the lanes of a workgroup share.
+    pub workgroup_memory: usize,
+    /// From how many rows on products take the kernels for several, and from how many those for many.
+    pub several_from: usize,
+    pub many_from: usize,
 }
 
 impl Traits {
     /// As little as any device has.
     #[cfg(test)]
-    pub const LEAST: Traits =
-        Traits { max_binding: 128 << 20, subgroup: None, halves: false, matrices: false, rounded: false };
+    pub const LEAST: Traits = Traits {
+        max_binding: 128 << 20,
+        subgroup: None,
+        halves: false,
+        matrices: false,
+        rounded: false,
+        workgroup_memory: 16 << 10,
+        several_from: usize::MAX,
+        many_from: usize::MAX,
+    };
+}
+
+/// From how many rows on a device takes the kernels for several and for many: with matrices that are multiplied as a whole, of
+/// other GPUs, and in software, where the results of tests are not to depend on the number of rows.
+const WITH_MATRICES: (usize, usize) = (9, 65);
+const WITHOUT_MATRICES: (usize, usize) = (32, 32);
+const IN_SOFTWARE: (usize, usize) = (usize::MAX, usize::MAX);
+
+/// Which kernels multiply rows with matrices. A row's result is the same bit for bit whatever rows are beside it as long as the
+/// kernels are the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Products {
+    /// By the number of rows, as it is best on the device.
+    #[default]
+    Auto,
+    /// Those for few rows, whatever their number.
+    Few,
+    /// Those for some tens of rows. They round activations and weights to halves, and so do those for many.
+    Several,
+    Many,
 }
 
 /// How a GPU is used; what it cannot do is not used whatever is said here.
@@ -41,11 +74,13 @@ pub struct GpuOptions {
     pub subgroups: bool,
     pub halves: bool,
     pub matrices: bool,
+    pub products: Products,
 }
 
 impl Default for GpuOptions {
     fn default() -> GpuOptions {
-        GpuOptions { checked: false, rounded: None, subgroups: true, halves: true, matrices: true }
+        let (subgroups, halves, matrices) = (true, true, true);
+        GpuOptions { checked: false, rounded: None, subgroups, halves, matrices, products: Products::Auto }
     }
 }
 
@@ -133,12 +168,25 @@ impl GpuInfo {
         let is_real = self.kind() != GpuKind::Software;
         // Apple's multiply no bytes four at a time.
         let suits = is_real && self.adapter.get_info().backend == wgpu::Backend::Vulkan;
+        let limits = self.adapter.limits();
+        let matrices = features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+        let (several_from, many_from) = match options.products {
+            Products::Auto if !is_real => IN_SOFTWARE,
+            Products::Auto if matrices => WITH_MATRICES,
+            Products::Auto => WITHOUT_MATRICES,
+            Products::Few => (usize::MAX, usize::MAX),
+            Products::Several => (0, usize::MAX),
+            Products::Many => (0, 0),
+        };
         Traits {
-            max_binding: max_binding(&self.adapter.limits()),
+            max_binding: max_binding(&limits),
             subgroup: features.contains(wgpu::Features::SUBGROUP).then(|| self.lanes_in_step()),
             halves: features.contains(wgpu::Features::SHADER_F16),
-            matrices: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+            matrices,
             rounded: options.rounded.unwrap_or(suits),
+            workgroup_memory: limits.max_compute_workgroup_storage_size as usize,
+            several_from,
+            many_from,
         }
     }
 
@@ -147,7 +195,10 @@ impl GpuInfo {
         let mut wanted = wgpu::Features::TIMESTAMP_QUERY;
         wanted.set(wgpu::Features::SUBGROUP, options.subgroups);
         wanted.set(wgpu::Features::SHADER_F16, options.halves);
-        let matrices = options.matrices && options.halves && options.subgroups && self.has_matrices();
+        // Who has which part of a matrix is known only where all groups of lanes are of one size.
+        let (fewest, most) = self.lanes_in_step();
+        let has_matrices = fewest == most && self.has_matrices();
+        let matrices = options.matrices && options.halves && options.subgroups && has_matrices;
         wanted.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, matrices);
         let features = self.adapter.features() & wanted;
         let wanted = wgpu::DeviceDescriptor {

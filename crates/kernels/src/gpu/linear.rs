@@ -5,6 +5,7 @@
 //! number.
 
 use super::kernel::Kernel;
+use super::many;
 use super::record::{Count, Piece, Recorder, View};
 use crate::backend::BackendError;
 use crate::layout::UNIT;
@@ -60,39 +61,53 @@ pub(crate) fn record(
     weight: MatId,
     output: Output,
 ) -> Result<(), BackendError> {
-    let (n_in, n_out) = {
-        let m = recorder.program.matrix(weight);
-        (m.n_in, m.n_out)
-    };
+    let n_in = recorder.program.matrix(weight).n_in;
+    if let Some(few) = many::few(recorder.traits) {
+        recorder.for_rows(few, |recorder| {
+            each_product(recorder, weight, output, &mut |recorder, piece, outs, halves, output| {
+                product(recorder, label, input, n_in, piece, outs, halves, output);
+            })
+        })?;
+    }
+    many::record(recorder, label, input, weight, output)
+}
+
+/// Calls `product` with every piece of the matrix, its outputs, how many rows of it each of them takes, and what becomes of
+/// them.
+pub(super) fn each_product(
+    recorder: &mut Recorder,
+    weight: MatId,
+    output: Output,
+    product: &mut dyn FnMut(&mut Recorder, &Piece, usize, usize, Output),
+) -> Result<(), BackendError> {
+    let n_out = recorder.program.matrix(weight).n_out;
     let pieces = recorder.pieces(weight)?;
     if !output.activation.is_gated() {
-        for piece in &pieces {
-            let (outs, halves) = (piece.rows.len(), 1);
-            product(recorder, label, input, n_in, piece, outs, halves, output);
-        }
+        pieces.iter().for_each(|piece| product(recorder, piece, piece.rows.len(), 1, output));
         return Ok(());
     }
     if let [piece] = pieces.as_slice() {
-        product(recorder, label, input, n_in, piece, n_out / 2, 2, output);
+        product(recorder, piece, n_out / 2, 2, output);
         return Ok(());
     }
     // Gates and ups of different types come from kernels of their own.
     let raw = recorder.scratch(n_out)?;
     for piece in &pieces {
         let plain = Output { bias: output.bias, ..Output::plain(raw, n_out) };
-        product(recorder, label, input, n_in, piece, piece.rows.len(), 1, plain);
+        product(recorder, piece, piece.rows.len(), 1, plain);
     }
     gate(recorder, raw, n_out / 2, output);
     Ok(())
 }
 
-fn counts(rows: Rows, x: usize, tile: usize) -> [Count; 3] {
+/// Workgroups, one for so many of the rows.
+pub(super) fn counts(rows: Rows, x: usize, tile: usize) -> [Count; 3] {
     let y = if rows == Rows::Batch { Count::Rows(tile) } else { Count::LogitRows(tile) };
     [Count::Fixed(x), y, Count::Fixed(1)]
 }
 
 #[allow(clippy::too_many_arguments)]
-fn product(
+pub(super) fn product(
     recorder: &mut Recorder,
     label: &'static str,
     input: Input,
@@ -177,7 +192,7 @@ pub(crate) fn write_norm(
 }
 
 /// `finish(row, out, first, second)`: where the output number `out` of a row goes; `second` is the up of a gate.
-fn write_output(recorder: &mut Recorder, kernel: &mut Kernel, output: &Output) {
+pub(super) fn write_output(recorder: &mut Recorder, kernel: &mut Kernel, output: &Output) {
     kernel.write("y", "f32", output.to);
     kernel.size("Y_WIDTH", output.width);
     kernel.size("Y_AT", output.at);

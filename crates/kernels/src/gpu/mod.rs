@@ -4,18 +4,22 @@
 mod compile;
 mod device;
 mod executor;
+pub(crate) mod experts;
 mod kernel;
 pub(crate) mod linear;
+pub(crate) mod many;
 mod memory;
 mod profiling;
 pub(crate) mod record;
 pub(crate) mod rows;
 mod step;
+mod unroll;
 
 use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse};
 use crate::program::Program;
+use crate::rounding::Activations;
 
-pub use device::{GpuInfo, GpuKind, GpuOptions};
+pub use device::{GpuInfo, GpuKind, GpuOptions, Products};
 
 pub(crate) use kernel::Kernel;
 pub(crate) use record::{Count, Recorder, View};
@@ -23,25 +27,39 @@ pub(crate) use record::{Count, Recorder, View};
 use device::Gpu;
 use executor::GpuExecutor;
 
-/// Computes on one GPU. Activations stay as they are.
+/// Computes on one GPU.
 pub struct GpuBackend {
     gpu: Gpu,
+    products: Products,
 }
 
 impl GpuBackend {
     pub fn open(info: &GpuInfo, options: &GpuOptions) -> Result<GpuBackend, BackendError> {
-        Ok(GpuBackend { gpu: info.open(options)? })
+        Ok(GpuBackend { gpu: info.open(options)?, products: options.products })
     }
 
     /// On the first GPU of this machine, software ones included, if there is one.
     pub fn first(options: &GpuOptions) -> Result<Option<GpuBackend>, BackendError> {
         GpuInfo::all().first().map(|info| GpuBackend::open(info, options)).transpose()
     }
+
+    /// Whether its kernels for many rows multiply matrices as a whole.
+    pub fn multiplies_matrices(&self) -> bool {
+        self.gpu.traits.matrices
+    }
 }
 
 impl Backend for GpuBackend {
     fn name(&self) -> &'static str {
         "gpu"
+    }
+
+    /// Those of the kernels that are asked for; where the number of rows decides, of the ones for few.
+    fn activations(&self) -> Activations {
+        match self.products {
+            Products::Auto | Products::Few => Activations::Exact,
+            Products::Several | Products::Many => Activations::RoundedToF16,
+        }
     }
 
     fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {

@@ -68,6 +68,12 @@ pub(crate) enum Count {
     Rows(usize),
     /// One for every so many rows that want logits.
     LogitRows(usize),
+    /// One for every so many of the batch's (row, expert) pairs, and one more for every expert that has any.
+    Pairs {
+        of_row: usize,
+        per: usize,
+        experts: usize,
+    },
     Spans,
     /// One for every row of logits whose likeliest token is asked for.
     Asked,
@@ -148,10 +154,11 @@ pub(crate) struct Recorder<'a> {
     vector_values: Vec<f32>,
     matrices: HashMap<u32, Vec<Piece>>,
     texts: HashMap<String, usize>,
+    shared: HashMap<&'static str, BufferId>,
 }
 
 /// Steps of any size.
-const ALL_ROWS: RangeInclusive<usize> = 0..=usize::MAX;
+pub(super) const ALL_ROWS: RangeInclusive<usize> = 0..=usize::MAX;
 
 /// The buffer of all vectors.
 const VECTORS: BufferId = BufferId(0);
@@ -169,6 +176,7 @@ pub(crate) fn record(program: &Program, limits: &Limits, traits: &Traits) -> Res
         vector_values: Vec::new(),
         matrices: HashMap::new(),
         texts: HashMap::new(),
+        shared: HashMap::new(),
     };
     recorder.buffer(0, Class::Weights, Fill::Zeros)?;
     recorder.take_state()?;
@@ -284,6 +292,21 @@ impl Recorder<'_> {
     pub fn logits_scratch(&mut self, width: usize) -> Result<View, BackendError> {
         let id = self.floats(&[width, self.limits.logit_rows], Class::Scratch)?;
         Ok(self.whole(id))
+    }
+
+    /// Room that all ops which ask for it by this name share, one after another.
+    pub fn shared(&mut self, name: &'static str, bytes: usize) -> Result<View, BackendError> {
+        if bytes > self.traits.max_binding {
+            return Err(BackendError::Memory { what: "activations on the GPU", bytes });
+        }
+        let buffer = match self.shared.get(name) {
+            Some(&buffer) => buffer,
+            None => self.buffer(bytes, Class::Scratch, Fill::Zeros)?,
+        };
+        self.shared.insert(name, buffer);
+        let spec = &mut self.recording.buffers[buffer.0];
+        spec.bytes = spec.bytes.max(bytes);
+        Ok(View { buffer, offset: 0, bytes: bytes.max(4) })
     }
 
     /// A vector of the program.

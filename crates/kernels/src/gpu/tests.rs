@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::device::Traits;
-use super::record::{Recording, record};
+use super::GpuBackend;
+use super::device::{GpuInfo, GpuOptions, Products, Traits};
+use super::record::{KernelText, Recording, record};
 use crate::backend::{KvType, Limits};
-use crate::conformance::{cases, programs};
+use crate::conformance::{Case, cases, cases_of, check, programs};
 use crate::ops::Op;
 use crate::program::{MatId, Program};
 
@@ -17,8 +18,12 @@ fn recorded(program: &Program, limits: &Limits) -> Recording {
 fn translate(text: &str) -> Result<(), String> {
     use naga::back::{msl, spv};
     let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
-    // Halves as they are packed in words, which all devices have.
-    let capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    // Halves as they are packed in words all devices have; of the rest a kernel says what it uses.
+    use naga::valid::Capabilities;
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    capabilities.set(Capabilities::SHADER_FLOAT16, text.contains("enable f16;"));
+    let has_matrices = text.contains("enable wgpu_cooperative_matrix;");
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX | Capabilities::SUBGROUP, has_matrices);
     let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
     let info = validator.validate(&module).map_err(|e| e.emit_to_string(text))?;
     let options =
@@ -32,28 +37,72 @@ fn translate(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-#[test]
-fn every_kernel_is_valid_and_translates() {
+/// Of a device that has everything.
+const MOST: Traits = Traits {
+    subgroup: Some((32, 32)),
+    halves: true,
+    matrices: true,
+    workgroup_memory: 48 << 10,
+    ..Traits::LEAST
+};
+
+/// Calls `check` with every kernel that a device with these traits gets for the suite, once.
+fn each_kernel(traits: &Traits, check: impl Fn(&Case, &KernelText)) -> usize {
     let mut seen = HashSet::new();
     for case in cases() {
-        for kernel in recorded(&case.program, &case.limits).kernels {
-            if seen.insert(kernel.text.clone())
-                && let Err(why) = translate(&kernel.text)
-            {
-                panic!("{}, {}: {why}", case.name, kernel.label);
+        for kernel in record(&case.program, &case.limits, traits).expect("everything fits").kernels {
+            if seen.insert(kernel.text.clone()) {
+                check(&case, &kernel);
             }
         }
     }
-    assert!(seen.len() > 100, "only {} kernels", seen.len());
+    seen.len()
 }
 
-/// Bindings that a kernel has besides the step's two: as many as a browser's device lets it have at least.
-#[test]
-fn no_kernel_has_too_many_bindings() {
-    for case in cases() {
-        for kernel in recorded(&case.program, &case.limits).kernels {
-            assert!(kernel.is_written.len() + 2 <= 8, "{} has {}", kernel.label, kernel.is_written.len());
+fn all_translate(traits: &Traits) {
+    let count = each_kernel(traits, |case, kernel| {
+        if let Err(why) = translate(&kernel.text) {
+            panic!("{}, {}: {why}", case.name, kernel.label);
         }
+    });
+    assert!(count > 100, "only {count} kernels");
+}
+
+#[test]
+fn every_kernel_is_valid_and_translates() {
+    all_translate(&Traits::LEAST);
+}
+
+#[test]
+fn those_for_more_rows_are_valid_and_translate() {
+    all_translate(&Traits { several_from: 0, many_from: 8, ..Traits::LEAST });
+}
+
+#[test]
+fn those_with_halves_and_matrices_are_valid_and_translate() {
+    all_translate(&Traits { several_from: 0, many_from: 8, ..MOST });
+    let with_halves = Traits { matrices: false, ..MOST };
+    all_translate(&Traits { several_from: 0, many_from: 8, ..with_halves });
+}
+
+/// Bindings that a kernel has besides the step's two: as many as a browser's device lets it have at least. What the lanes of a
+/// workgroup share is no more than every device has, but for those that multiply matrices as a whole.
+#[test]
+fn no_kernel_takes_more_than_devices_have() {
+    let sizes = Traits { several_from: 0, many_from: 8, ..Traits::LEAST };
+    for (traits, memory) in [
+        (Traits::LEAST, 16 << 10),
+        (sizes, 16 << 10),
+        (Traits { several_from: 0, many_from: 8, ..MOST }, 48 << 10),
+    ] {
+        each_kernel(&traits, |_, kernel| {
+            assert!(kernel.is_written.len() + 2 <= 8, "{} has {}", kernel.label, kernel.is_written.len());
+            let module = naga::front::wgsl::parse_str(&kernel.text).expect("it is valid");
+            let shared =
+                module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+            let bytes: u32 = shared.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx())).sum();
+            assert!(bytes <= memory, "{} shares {bytes} bytes", kernel.label);
+        });
     }
 }
 
@@ -81,6 +130,33 @@ fn large_matrices_are_split() {
     assert!(split.buffers.iter().all(|b| b.bytes <= 4096 || b.bytes == split.buffers[0].bytes));
     assert!(split.buffers.len() > whole.buffers.len());
     assert_eq!(split.memory().weights, whole.memory().weights);
+}
+
+/// With bindings so small that matrices lie in several buffers, all kernels make what they make of whole ones.
+#[test]
+fn split_matrices_are_multiplied() {
+    const BINDING: usize = 24 << 10;
+    let Some(info) = GpuInfo::all().into_iter().next() else {
+        println!("SKIPPED: there is no GPU, not even a software one");
+        return;
+    };
+    for products in [Products::Few, Products::Several, Products::Many] {
+        let options = GpuOptions { checked: true, products, ..GpuOptions::default() };
+        let mut gpu = info.open(&options).expect("the GPU opens");
+        gpu.traits.max_binding = BINDING;
+        let backend = GpuBackend { gpu, products };
+        for op in ["norm_linear", "linear_residual", "moe_gate_up", "moe_down", "head"] {
+            let cases = cases_of(op).into_iter().filter(|case| {
+                let largest = case.program.matrices().iter().map(|m| m.bytes()).max();
+                case.limits.rows <= 4 && largest > Some(BINDING)
+            });
+            let cases: Vec<Case> = cases.step_by(4).collect();
+            assert!(!cases.is_empty(), "{op}");
+            cases.iter().for_each(|case| {
+                check(&backend, case).unwrap_or_else(|why| panic!("{products:?}: {why}"));
+            });
+        }
+    }
 }
 
 /// Where runs of rows of one type begin in a matrix, but for the first.
