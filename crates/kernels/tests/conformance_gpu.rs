@@ -4,11 +4,9 @@
 
 #[path = "gpu_at_hand/mod.rs"]
 mod gpu_at_hand;
-#[path = "large_cases/mod.rs"]
-mod large_cases;
 
 use exotherm_kernels::Backend;
-use exotherm_kernels::conformance::{self, Case, OPS};
+use exotherm_kernels::conformance::{self, Case, OPS, large};
 use exotherm_kernels::gpu::Products;
 
 /// Ops with more cases than so many have several for every type.
@@ -73,9 +71,9 @@ macro_rules! with_more_rows {
             })+
 
             #[test]
-            fn large() {
+            fn large_ones() {
                 if let Some(gpu) = gpu_at_hand::gpu_with($products) {
-                    check_cases(gpu, large_cases::cases().iter());
+                    check_cases(gpu, large::cases().iter());
                 }
             }
         }
@@ -101,7 +99,7 @@ fn matrices_as_a_whole() {
             println!("SKIPPED: the GPU multiplies no matrices as a whole");
             return;
         }
-        check_cases(gpu, large_cases::cases().iter());
+        check_cases(gpu, large::cases().iter());
         for op in ["norm_linear", "linear_residual", "moe_gate_up", "moe_down", "head"] {
             check_cases(gpu, conformance::cases_of(op).iter());
         }

@@ -21,6 +21,10 @@ pub(crate) struct Traits {
     pub matrices: bool,
     /// Whether activations are rounded to integers where they meet quantized weights.
     pub rounded: bool,
+    /// Whether products of many rows are made in tiles as large as such matrices want them.
+    pub large_tiles: bool,
+    /// Which of them.
+    pub tiles: usize,
     /// Bytes that the lanes of a workgroup share.
     pub workgroup_memory: usize,
     /// From how many rows on products take the kernels for several, and from how many those for many.
@@ -37,6 +41,8 @@ impl Traits {
         halves: false,
         matrices: false,
         rounded: false,
+        large_tiles: false,
+        tiles: 0,
         workgroup_memory: 16 << 10,
         several_from: usize::MAX,
         many_from: usize::MAX,
@@ -75,12 +81,16 @@ pub struct GpuOptions {
     pub halves: bool,
     pub matrices: bool,
     pub products: Products,
+    /// Which tiles the products of more rows are made in where matrices are multiplied as a whole: 0 are the best that are known,
+    /// others are for measurements.
+    pub tiles: usize,
 }
 
 impl Default for GpuOptions {
     fn default() -> GpuOptions {
         let (subgroups, halves, matrices) = (true, true, true);
-        GpuOptions { checked: false, rounded: None, subgroups, halves, matrices, products: Products::Auto }
+        let products = Products::Auto;
+        GpuOptions { checked: false, rounded: None, subgroups, halves, matrices, products, tiles: 0 }
     }
 }
 
@@ -184,6 +194,8 @@ impl GpuInfo {
             halves: features.contains(wgpu::Features::SHADER_F16),
             matrices,
             rounded: options.rounded.unwrap_or(suits),
+            large_tiles: matrices,
+            tiles: options.tiles,
             workgroup_memory: limits.max_compute_workgroup_storage_size as usize,
             several_from,
             many_from,

@@ -91,7 +91,8 @@ pub(super) fn each_product(
         return Ok(());
     }
     // Gates and ups of different types come from kernels of their own.
-    let raw = recorder.scratch(n_out)?;
+    let bytes = recorder.limits.rows.saturating_mul(n_out).saturating_mul(4);
+    let raw = recorder.shared("gates and ups", bytes)?;
     for piece in &pieces {
         let plain = Output { bias: output.bias, ..Output::plain(raw, n_out) };
         product(recorder, piece, piece.rows.len(), 1, plain);

@@ -49,10 +49,24 @@ const MEDIUM: Shape = Shape { blocks: [2, 4], ..LARGE };
 /// Few rows, whose weights are all that counts: many lanes read them at the same time.
 const SKINNY: Shape = Shape { across: [1, 2, 4], blocks: [2, 1], units: 8, buffers: 1, ..LARGE };
 const THIN: Shape = Shape { blocks: [1, 1], ..SKINNY };
+/// The first of each is what is taken; the others are for measurements to hold it to.
+const LARGE_TILES: [Shape; 5] = [
+    LARGE,
+    Shape { buffers: 1, ..LARGE },
+    Shape { units: 2, buffers: 1, ..LARGE },
+    Shape { across: [2, 4, 1], buffers: 1, ..LARGE },
+    Shape { across: [4, 2, 1], buffers: 1, ..LARGE },
+];
+const SKINNY_TILES: [Shape; 3] =
+    [SKINNY, Shape { blocks: [2, 2], units: 4, ..SKINNY }, Shape { across: [1, 2, 2], units: 4, ..SKINNY }];
 /// Without such matrices, in the memory that every device has.
 const PLAIN: Shape =
     Shape { across: [2, 2, 1], blocks: [2, 2], units: 1, buffers: 1, lanes: 32, with_matrices: false };
 const PLAIN_SKINNY: Shape = Shape { across: [1, 2, 2], blocks: [1, 2], units: 2, ..PLAIN };
+
+/// How many choices of tiles there are.
+#[cfg(test)]
+pub(crate) const TILES: usize = LARGE_TILES.len();
 
 /// Products of rows with a matrix, or of pairs of a row and an expert.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,25 +78,30 @@ pub(crate) enum Of {
 impl Shape {
     fn several(traits: &Traits, of: Of) -> Shape {
         match of {
-            Of::Rows => SKINNY.on(traits, PLAIN_SKINNY),
+            Of::Rows => SKINNY_TILES[traits.tiles % SKINNY_TILES.len()].on(traits, PLAIN_SKINNY),
             Of::Experts => THIN.on(traits, PLAIN_SKINNY),
         }
     }
 
     fn many(traits: &Traits, of: Of) -> Shape {
         match of {
-            Of::Rows => LARGE.on(traits, PLAIN),
+            Of::Rows => LARGE_TILES[traits.tiles % LARGE_TILES.len()].on(traits, PLAIN),
             Of::Experts => MEDIUM.on(traits, PLAIN),
         }
     }
 
-    /// This one where the device has the matrices and the memory for it.
+    /// This one where the device has the matrices and the memory for it, or one with less at a time.
     fn on(self, traits: &Traits, plain: Shape) -> Shape {
-        let Some((lanes, _)) = traits.subgroup.filter(|_| traits.matrices) else { return plain };
-        let shape = Shape { lanes: lanes as usize, ..self };
+        if !traits.large_tiles {
+            return plain;
+        }
+        let lanes =
+            traits.subgroup.filter(|_| traits.matrices).map_or(PLAIN.lanes, |(lanes, _)| lanes as usize);
+        let shape = Shape { lanes, with_matrices: traits.matrices, ..self };
         let single = Shape { buffers: 1, ..shape };
+        let fewer = Shape { units: single.units.div_ceil(2), ..single };
         let fits = |shape: &Shape| shape.memory() <= traits.workgroup_memory;
-        [shape, single].into_iter().find(fits).unwrap_or(plain)
+        [shape, single, fewer].into_iter().find(fits).unwrap_or(plain)
     }
 
     fn groups(&self) -> usize {

@@ -4,9 +4,10 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::GpuBackend;
 use super::device::{GpuInfo, GpuOptions, Products, Traits};
+use super::many;
 use super::record::{KernelText, Recording, record};
 use crate::backend::{KvType, Limits};
-use crate::conformance::{Case, cases, cases_of, check, programs};
+use crate::conformance::{Case, cases, cases_of, check, large, programs};
 use crate::ops::Op;
 use crate::program::{MatId, Program};
 
@@ -42,6 +43,7 @@ const MOST: Traits = Traits {
     subgroup: Some((32, 32)),
     halves: true,
     matrices: true,
+    large_tiles: true,
     workgroup_memory: 48 << 10,
     ..Traits::LEAST
 };
@@ -81,8 +83,23 @@ fn those_for_more_rows_are_valid_and_translate() {
 #[test]
 fn those_with_halves_and_matrices_are_valid_and_translate() {
     all_translate(&Traits { several_from: 0, many_from: 8, ..MOST });
-    let with_halves = Traits { matrices: false, ..MOST };
+    let with_halves = Traits { matrices: false, large_tiles: false, ..MOST };
     all_translate(&Traits { several_from: 0, many_from: 8, ..with_halves });
+}
+
+#[test]
+fn all_choices_of_tiles_translate() {
+    for (case, tiles) in
+        large::cases().iter().flat_map(|case| (0..many::TILES).map(move |tiles| (case, tiles)))
+    {
+        for several_from in [0, usize::MAX] {
+            let many_from = usize::MAX - several_from;
+            let traits = Traits { several_from, many_from, tiles, ..MOST };
+            for kernel in record(&case.program, &case.limits, &traits).expect("everything fits").kernels {
+                translate(&kernel.text).unwrap_or_else(|why| panic!("{}, tiles {tiles}: {why}", case.name));
+            }
+        }
+    }
 }
 
 /// Bindings that a kernel has besides the step's two: as many as a browser's device lets it have at least. What the lanes of a
@@ -155,6 +172,25 @@ fn split_matrices_are_multiplied() {
             cases.iter().for_each(|case| {
                 check(&backend, case).unwrap_or_else(|why| panic!("{products:?}: {why}"));
             });
+        }
+    }
+}
+
+/// The tiles of devices that multiply matrices as a whole, lane by lane: what is not the products themselves is the same text.
+#[test]
+fn large_tiles_are_right_lane_by_lane() {
+    let Some(info) = GpuInfo::all().into_iter().next() else {
+        println!("SKIPPED: there is no GPU, not even a software one");
+        return;
+    };
+    for products in [Products::Several, Products::Many] {
+        let options = GpuOptions { checked: true, matrices: false, products, ..GpuOptions::default() };
+        let mut gpu = info.open(&options).expect("the GPU opens");
+        gpu.traits.large_tiles = true;
+        for (case, tiles) in large::cases().iter().zip((0..many::TILES).cycle()) {
+            gpu.traits.tiles = tiles;
+            let backend = GpuBackend { gpu: gpu.clone(), products };
+            check(&backend, case).unwrap_or_else(|why| panic!("{products:?}, tiles {tiles}: {why}"));
         }
     }
 }

@@ -1,11 +1,12 @@
-//! Cases of several tiles in every direction, whose last ones are not full.
+//! Cases beyond the suite, for kernels that multiply in tiles: several of them in every direction, the last ones not full.
 
-use exotherm_kernels::Place;
-use exotherm_kernels::conformance::one_op::OneOp;
-use exotherm_kernels::conformance::{Case, Tolerance};
-use exotherm_kernels::ops::{Activation, LinearResidual, MoeDown, MoeGateUp, NormLinear};
-use exotherm_kernels::program::Buf;
 use exotherm_tensor::DType;
+
+use super::one_op::OneOp;
+use super::{Case, Tolerance};
+use crate::backend::Place;
+use crate::ops::{Activation, LinearResidual, MoeDown, MoeGateUp, NormLinear};
+use crate::program::Buf;
 
 const ROWS: usize = 150;
 /// Columns: some units more than any kernel takes at a time.
