@@ -180,7 +180,7 @@ impl MatrixWork {
                 match activations.rounding(segment.dtype()) {
                     Rounding::Int8 => work.integer_ops += ops,
                     Rounding::Bf16 => work.pair_ops += ops,
-                    Rounding::None => work.float_ops += ops,
+                    Rounding::None | Rounding::F16 => work.float_ops += ops,
                 }
             }
         });

@@ -1,7 +1,7 @@
 //! What activations are rounded to before they are multiplied with weights of a type, defined once for all backends.
 
 use exotherm_tensor::DType;
-use exotherm_tensor::formats::{bf16_to_f32, f32_to_bf16};
+use exotherm_tensor::formats::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// Values that share one scale.
 pub const INT8_BLOCK: usize = 32;
@@ -15,6 +15,9 @@ pub enum Activations {
     Rounded,
     /// And to BF16 where weights are BF16.
     RoundedToBf16,
+    /// To F16 where weights are anything but F32; the weights are rounded to F16, too. A router chooses among experts by
+    /// activations as they are.
+    RoundedToF16,
 }
 
 /// What activations become.
@@ -25,6 +28,8 @@ pub enum Rounding {
     Int8,
     /// The nearest BF16, of two the even one; zero in place of what is less than all normal numbers.
     Bf16,
+    /// The nearest F16, of two the even one, times a power of two for the row, see [`half_scales`].
+    F16,
 }
 
 impl Activations {
@@ -33,7 +38,23 @@ impl Activations {
         match self {
             Activations::Rounded | Activations::RoundedToBf16 if weights.is_quantized() => Rounding::Int8,
             Activations::RoundedToBf16 if weights == DType::BF16 => Rounding::Bf16,
+            Activations::RoundedToF16 if weights != DType::F32 => Rounding::F16,
             _ => Rounding::None,
+        }
+    }
+
+    /// How a router sees them.
+    pub fn of_routes(self) -> Activations {
+        if self == Activations::RoundedToF16 { Activations::Exact } else { self }
+    }
+}
+
+impl Rounding {
+    /// What becomes of the weights. What is past the largest F16 is infinite, so that its products are no numbers and are
+    /// noticed; no weights of models come near it.
+    pub fn round_weights(self, weights: &mut [f32]) {
+        if self == Rounding::F16 {
+            weights.iter_mut().for_each(|w| *w = f16_to_f32(f32_to_f16(*w)));
         }
     }
 }
@@ -58,11 +79,28 @@ pub fn bf16(value: f32) -> u16 {
     f32_to_bf16(if tiny { 0.0f32.copysign(value) } else { value })
 }
 
+/// The power of two that a row is multiplied with before it is rounded to F16, and its inverse. The largest value comes to
+/// lie between 2^14 and 2^15, so none overflows and those that are 2^29 times smaller still keep all their bits. Zeros, and rows with
+/// something that is no number or infinite, stay as they are: no result of such a row is a number anyway.
+pub fn half_scales(row: &[f32]) -> (f32, f32) {
+    let largest = row.iter().map(|v| v.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
+    if largest == 0 || largest >= f32::INFINITY.to_bits() {
+        return (1.0, 1.0);
+    }
+    // Both powers are normal numbers; the scale is 2^14 over that of the largest value.
+    let exponent = (largest >> 23).max(15);
+    (f32::from_bits((268 - exponent) << 23), f32::from_bits((exponent - 14) << 23))
+}
+
 /// A row as a backend that rounds so sees it.
 pub fn rounded(rounding: Rounding, row: &[f32]) -> Vec<f32> {
     match rounding {
         Rounding::None => row.to_vec(),
         Rounding::Bf16 => row.iter().map(|&v| bf16_to_f32(bf16(v))).collect(),
+        Rounding::F16 => {
+            let (scale, inverse) = half_scales(row);
+            row.iter().map(|&v| f16_to_f32(f32_to_f16(v * scale)) * inverse).collect()
+        }
         Rounding::Int8 => {
             let block = |values: &[f32]| {
                 let mut codes = [0; INT8_BLOCK];
@@ -114,6 +152,21 @@ mod tests {
     }
 
     #[test]
+    fn f16_keeps_eleven_bits_whatever_the_magnitude() {
+        for magnitude in [1e-37, 3e-5, 1.0, 7e4, 3e38] {
+            let row: Vec<f32> = (0..100).map(|i| (i as f32 * 0.7).sin() * magnitude).collect();
+            for (have, want) in rounded(Rounding::F16, &row).iter().zip(&row) {
+                assert!((have - want).abs() <= want.abs() / 2047.0, "{have} {want}");
+            }
+        }
+        assert_eq!(rounded(Rounding::F16, &[0.0, -0.0]), [0.0, 0.0]);
+        assert_eq!(half_scales(&[1.0, -2.0]), (8192.0, 1.0 / 8192.0));
+        assert_eq!(half_scales(&[1e-45]), (f32::from_bits(253 << 23), f32::from_bits(1 << 23)));
+        let odd = rounded(Rounding::F16, &[f32::NAN, f32::NEG_INFINITY, 1.0]);
+        assert!(odd[0].is_nan() && odd[1..] == [f32::NEG_INFINITY, 1.0]);
+    }
+
+    #[test]
     fn the_weights_say_what_activations_become() {
         for dtype in DType::all() {
             let ints = if dtype.is_quantized() { Rounding::Int8 } else { Rounding::None };
@@ -121,6 +174,8 @@ mod tests {
             assert_eq!(Activations::Exact.rounding(dtype), Rounding::None);
             assert_eq!(Activations::Rounded.rounding(dtype), ints, "{dtype}");
             assert_eq!(Activations::RoundedToBf16.rounding(dtype), pairs, "{dtype}");
+            let halves = if dtype == DType::F32 { Rounding::None } else { Rounding::F16 };
+            assert_eq!(Activations::RoundedToF16.rounding(dtype), halves, "{dtype}");
         }
     }
 }

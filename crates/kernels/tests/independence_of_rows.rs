@@ -8,6 +8,7 @@ use exotherm_kernels::backend::{Backend, BackendError, Executor};
 use exotherm_kernels::conformance::data::{Numbers, Piece, Sequences};
 use exotherm_kernels::conformance::programs::{self, Kind};
 use exotherm_kernels::cpu::CpuBackend;
+use exotherm_kernels::gpu::Products;
 use exotherm_kernels::reference::{ReferenceBackend, ReferenceWith};
 use exotherm_kernels::rounding::Rounding;
 use exotherm_kernels::{Activations, Batch, KvType, Program, Wrapped, Wrapper};
@@ -210,6 +211,19 @@ proptest! {
     fn rows_that_a_gpu_rounds_are_independent(kind in kinds(), seed: u64) {
         if let Some((gpu, tuned)) = gpu_at_hand::rounding_gpu().zip(gpu_at_hand::tuned_gpu()) {
             prop_assert_eq!(independent(&[gpu, tuned], kind, seed), Ok(()));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config(2))]
+
+    #[test]
+    fn gpu_rows_among_many_are_independent(kind in kinds(), seed: u64) {
+        for products in [Products::Several, Products::Many] {
+            if let Some(gpu) = gpu_at_hand::gpu_with(products) {
+                prop_assert_eq!(independent(&[gpu], kind, seed), Ok(()), "{:?}", products);
+            }
         }
     }
 }

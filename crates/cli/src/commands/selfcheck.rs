@@ -91,6 +91,8 @@ fn operations_tolerance(kv_type: KvType, rounding: Rounding, positions: usize) -
         Rounding::None => 1e-4,
         // Gemma 3 270M was 2.5e-3 off, SmolLM2 8.6e-4 to 1.5e-3. A step of BF16 is no larger than one of 8 bits.
         Rounding::Bf16 | Rounding::Int8 => 6e-3,
+        // A step of F16 is an eighth of one of BF16.
+        Rounding::F16 => 1e-3,
     };
     let cache_error = match kv_type {
         KvType::F32 => op_error,
@@ -111,6 +113,8 @@ fn operations_tolerance(kv_type: KvType, rounding: Rounding, positions: usize) -
 fn cost(rounding: Rounding) -> Option<(f64, f64)> {
     match rounding {
         Rounding::None => None,
+        // Divergence grows with the square of the steps.
+        Rounding::F16 => Some((2e-5, 0.995)),
         Rounding::Bf16 => Some((4e-4, 0.985)),
         Rounding::Int8 => Some((4e-3, 0.96)),
     }
@@ -250,6 +254,9 @@ fn compare(args: &Args, model: &Model, tokenizer: Option<&Tokenizer>) -> Result<
 fn activations(backend: &dyn Backend, program: &Program) -> (Activations, Rounding) {
     let segments = || program.matrices().iter().flat_map(|m| &m.segments);
     let rounds_to = |to| segments().any(|s| backend.activations().rounding(s.dtype()) == to);
+    if rounds_to(Rounding::F16) {
+        return (Activations::RoundedToF16, Rounding::F16);
+    }
     match (rounds_to(Rounding::Int8), rounds_to(Rounding::Bf16)) {
         (true, true) => (Activations::RoundedToBf16, Rounding::Int8),
         (false, true) => (Activations::RoundedToBf16, Rounding::Bf16),

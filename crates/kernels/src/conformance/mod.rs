@@ -6,6 +6,7 @@
 
 mod compare;
 pub mod data;
+pub mod large;
 pub mod one_op;
 pub mod programs;
 pub mod shapes;

@@ -56,7 +56,8 @@ impl Made {
         match rounding {
             Rounding::Int8 => words_of(width, 1),
             Rounding::Bf16 => Some(floats::pairs_of(width)),
-            Rounding::None => Some(0),
+            // No level rounds to F16.
+            Rounding::None | Rounding::F16 => Some(0),
         }
     }
 
@@ -66,7 +67,7 @@ impl Made {
         match self.rounding {
             Rounding::Int8 => integers::quantize(level, x, group, members, member),
             Rounding::Bf16 => floats::to_pairs(level, x, group, members, member),
-            Rounding::None => {}
+            Rounding::None | Rounding::F16 => {}
         }
     }
 }
@@ -173,7 +174,7 @@ impl Input {
             let matrix = program.matrix(weight);
             for rounding in matrix.segments.iter().map(|s| packer.activations.rounding(s.dtype())) {
                 match rounding {
-                    Rounding::None => self.interleaved = true,
+                    Rounding::None | Rounding::F16 => self.interleaved = true,
                     Rounding::Int8 | Rounding::Bf16 => self.make(at, matrix.n_in, rounding),
                 }
             }

@@ -14,8 +14,6 @@ use crate::backend::BackendError;
 pub(crate) struct Traits {
     /// Bytes that a kernel can see at once.
     pub max_binding: usize,
-    /// Bytes that a workgroup's lanes can share.
-    pub shared: usize,
     /// Fewest and most lanes that run in step, where kernels may exchange values among them.
     pub subgroup: Option<(u32, u32)>,
     /// Whether kernels may compute in halves.
@@ -25,6 +23,15 @@ pub(crate) struct Traits {
     /// Whether activations are rounded to integers where they meet quantized weights.
     pub rounded: bool,
     pub tuning: Tuning,
+    /// Whether products of many rows are made in tiles as large as such matrices want them.
+    pub large_tiles: bool,
+    /// Which of them.
+    pub tiles: usize,
+    /// Bytes that the lanes of a workgroup share.
+    pub workgroup_memory: usize,
+    /// From how many rows on products take the kernels for several, and from how many those for many.
+    pub several_from: usize,
+    pub many_from: usize,
 }
 
 impl Traits {
@@ -36,13 +43,37 @@ impl Traits {
     /// As little as any device has.
     pub const LEAST: Traits = Traits {
         max_binding: 128 << 20,
-        shared: 16 << 10,
         subgroup: None,
         halves: false,
         matrices: false,
         rounded: false,
         tuning: Tuning::SOFTWARE,
+        large_tiles: false,
+        tiles: 0,
+        workgroup_memory: 16 << 10,
+        several_from: usize::MAX,
+        many_from: usize::MAX,
     };
+}
+
+/// From how many rows on a device takes the kernels for several and for many: with matrices that are multiplied as a whole, of
+/// other GPUs, and in software, where the results of tests are not to depend on the number of rows.
+const WITH_MATRICES: (usize, usize) = (9, 65);
+const WITHOUT_MATRICES: (usize, usize) = (32, 32);
+const IN_SOFTWARE: (usize, usize) = (usize::MAX, usize::MAX);
+
+/// Which kernels multiply rows with matrices. A row's result is the same bit for bit whatever rows are beside it as long as the
+/// kernels are the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Products {
+    /// By the number of rows, as it is best on the device.
+    #[default]
+    Auto,
+    /// Those for few rows, whatever their number.
+    Few,
+    /// Those for some tens of rows. They round activations and weights to halves, and so do those for many.
+    Several,
+    Many,
 }
 
 /// How a GPU is used; what it cannot do is not used whatever is said here.
@@ -58,18 +89,17 @@ pub struct GpuOptions {
     pub matrices: bool,
     /// How products are shared out; `None` is what suits the device.
     pub tuning: Option<Tuning>,
+    pub products: Products,
+    /// Which tiles the products of more rows are made in where matrices are multiplied as a whole: 0 are the best that are known,
+    /// others are for measurements.
+    pub tiles: usize,
 }
 
 impl Default for GpuOptions {
     fn default() -> GpuOptions {
-        GpuOptions {
-            checked: false,
-            rounded: None,
-            subgroups: true,
-            halves: true,
-            matrices: true,
-            tuning: None,
-        }
+        let (subgroups, halves, matrices) = (true, true, true);
+        let (products, tiles, tuning) = (Products::Auto, 0, None);
+        GpuOptions { checked: false, rounded: None, subgroups, halves, matrices, tuning, products, tiles }
     }
 }
 
@@ -157,17 +187,31 @@ impl GpuInfo {
         let is_real = self.kind() != GpuKind::Software;
         // Apple's multiply no bytes four at a time.
         let suits = is_real && self.adapter.get_info().backend == wgpu::Backend::Vulkan;
+        let limits = self.adapter.limits();
         let subgroup = features.contains(wgpu::Features::SUBGROUP).then(|| self.lanes_in_step());
         let tuning = if is_real { Tuning::GPU } else { Tuning::SOFTWARE };
+        let matrices = features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+        let (several_from, many_from) = match options.products {
+            Products::Auto if !is_real => IN_SOFTWARE,
+            Products::Auto if matrices => WITH_MATRICES,
+            Products::Auto => WITHOUT_MATRICES,
+            Products::Few => (usize::MAX, usize::MAX),
+            Products::Several => (0, usize::MAX),
+            Products::Many => (0, 0),
+        };
         Traits {
-            max_binding: max_binding(&self.adapter.limits()),
-            shared: self.adapter.limits().max_compute_workgroup_storage_size as usize,
+            max_binding: max_binding(&limits),
             subgroup,
             halves: features.contains(wgpu::Features::SHADER_F16),
-            matrices: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+            matrices,
             // Only kernels whose lanes run in step do so.
             rounded: options.rounded.unwrap_or(suits) && in_step::lanes_in_step(subgroup).is_some(),
             tuning: options.tuning.unwrap_or(tuning),
+            large_tiles: matrices,
+            tiles: options.tiles,
+            workgroup_memory: limits.max_compute_workgroup_storage_size as usize,
+            several_from,
+            many_from,
         }
     }
 
@@ -176,7 +220,10 @@ impl GpuInfo {
         let mut wanted = wgpu::Features::TIMESTAMP_QUERY;
         wanted.set(wgpu::Features::SUBGROUP, options.subgroups);
         wanted.set(wgpu::Features::SHADER_F16, options.halves);
-        let matrices = options.matrices && options.halves && options.subgroups && self.has_matrices();
+        // Who has which part of a matrix is known only where all groups of lanes are of one size.
+        let (fewest, most) = self.lanes_in_step();
+        let has_matrices = fewest == most && self.has_matrices();
+        let matrices = options.matrices && options.halves && options.subgroups && has_matrices;
         wanted.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, matrices);
         let features = self.adapter.features() & wanted;
         let wanted = wgpu::DeviceDescriptor {

@@ -183,6 +183,10 @@ impl GpuExecutor {
                 Count::Fixed(n) => n,
                 Count::Rows(per) => self.rows.div_ceil(per),
                 Count::LogitRows(per) => self.logit_rows.div_ceil(per),
+                Count::Pairs { of_row, per, experts } => {
+                    let pairs = self.rows * of_row;
+                    pairs / per + experts.min(pairs)
+                }
                 Count::Spans => self.step.spans(),
                 Count::Tiles => self.step.attended.tiles.len(),
                 Count::Items => self.step.attended.items.len(),

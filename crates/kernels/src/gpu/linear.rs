@@ -6,6 +6,7 @@
 
 use super::in_step;
 use super::kernel::Kernel;
+use super::many;
 use super::record::{Count, Piece, Recorder, View};
 use crate::backend::BackendError;
 use crate::layout::UNIT;
@@ -70,30 +71,49 @@ pub(crate) fn record(
     weight: MatId,
     output: Output,
 ) -> Result<(), BackendError> {
-    let (n_in, n_out) = {
-        let m = recorder.program.matrix(weight);
-        (m.n_in, m.n_out)
-    };
+    let n_in = recorder.program.matrix(weight).n_in;
+    if let Some(few) = many::few(recorder.traits) {
+        recorder.for_rows(few, |recorder| {
+            each_product(recorder, weight, output, &mut |recorder, parts| {
+                few_rows(recorder, label, input, n_in, parts)
+            })
+        })?;
+    }
+    many::record(recorder, label, input, weight, output)
+}
+
+/// Records the products with parts of a matrix.
+pub(super) type Products<'a> = dyn FnMut(&mut Recorder, &[Part]) -> Result<(), BackendError> + 'a;
+
+/// Calls `product` with all parts of the matrix and what becomes of their products.
+pub(super) fn each_product(
+    recorder: &mut Recorder,
+    weight: MatId,
+    output: Output,
+    product: &mut Products,
+) -> Result<(), BackendError> {
+    let n_out = recorder.program.matrix(weight).n_out;
     let pieces = recorder.pieces(weight)?;
     let all = |output: Output| {
         let part = |piece: &Piece| Part { piece: piece.clone(), outs: piece.rows.len(), halves: 1, output };
         pieces.iter().map(part).collect::<Vec<_>>()
     };
     if !output.activation.is_gated() {
-        return products(recorder, label, input, n_in, &all(output));
+        return product(recorder, &all(output));
     }
     if let [piece] = pieces.as_slice() {
         let part = Part { piece: piece.clone(), outs: n_out / 2, halves: 2, output };
-        return products(recorder, label, input, n_in, &[part]);
+        return product(recorder, &[part]);
     }
     // Gates and ups of different types come from kernels of their own.
-    let raw = recorder.scratch(n_out)?;
-    products(recorder, label, input, n_in, &all(Output { bias: output.bias, ..Output::plain(raw, n_out) }))?;
+    let bytes = recorder.limits.rows.saturating_mul(n_out).saturating_mul(4);
+    let raw = recorder.shared("gates and ups", bytes)?;
+    product(recorder, &all(Output { bias: output.bias, ..Output::plain(raw, n_out) }))?;
     gate(recorder, raw, (n_out / 2, 1), output);
     Ok(())
 }
 
-fn products(
+fn few_rows(
     recorder: &mut Recorder,
     label: &'static str,
     input: Input,
@@ -107,12 +127,13 @@ fn products(
     Ok(())
 }
 
-fn counts(rows: Rows, x: usize, tile: usize) -> [Count; 3] {
+/// Workgroups, one for so many of the rows.
+pub(super) fn counts(rows: Rows, x: usize, tile: usize) -> [Count; 3] {
     let y = if rows == Rows::Batch { Count::Rows(tile) } else { Count::LogitRows(tile) };
     [Count::Fixed(x), y, Count::Fixed(1)]
 }
 
-fn product(recorder: &mut Recorder, label: &'static str, input: Input, n_in: usize, part: &Part) {
+pub(super) fn product(recorder: &mut Recorder, label: &'static str, input: Input, n_in: usize, part: &Part) {
     let Part { piece, outs, halves, output } = part;
     let units = n_in.div_ceil(UNIT);
     let lanes = (units.next_power_of_two()).clamp(4, 32);

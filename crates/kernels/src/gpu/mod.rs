@@ -5,22 +5,25 @@ pub(crate) mod attended;
 mod compile;
 mod device;
 mod executor;
+pub(crate) mod experts;
 pub(crate) mod grouped;
 pub(crate) mod in_step;
 mod kernel;
 pub(crate) mod linear;
+pub(crate) mod many;
 mod memory;
 mod profiling;
 pub(crate) mod record;
 pub(crate) mod rows;
 mod step;
+mod unroll;
 mod unrolled;
 
 use crate::backend::{Backend, BackendError, Executor, KvType, Limits, MemoryUse};
 use crate::program::Program;
 use crate::rounding::Activations;
 
-pub use device::{GpuInfo, GpuKind, GpuOptions};
+pub use device::{GpuInfo, GpuKind, GpuOptions, Products};
 pub use in_step::Tuning;
 
 pub(crate) use kernel::Kernel;
@@ -42,16 +45,22 @@ pub fn dispatches(program: &Program) -> Result<Vec<usize>, BackendError> {
 /// Computes on one GPU. Activations stay as they are unless they are to be rounded where they meet quantized weights.
 pub struct GpuBackend {
     gpu: Gpu,
+    products: Products,
 }
 
 impl GpuBackend {
     pub fn open(info: &GpuInfo, options: &GpuOptions) -> Result<GpuBackend, BackendError> {
-        Ok(GpuBackend { gpu: info.open(options)? })
+        Ok(GpuBackend { gpu: info.open(options)?, products: options.products })
     }
 
     /// On the first GPU of this machine, software ones included, if there is one.
     pub fn first(options: &GpuOptions) -> Result<Option<GpuBackend>, BackendError> {
         GpuInfo::all().first().map(|info| GpuBackend::open(info, options)).transpose()
+    }
+
+    /// Whether its kernels for many rows multiply matrices as a whole.
+    pub fn multiplies_matrices(&self) -> bool {
+        self.gpu.traits.matrices
     }
 }
 
@@ -60,8 +69,13 @@ impl Backend for GpuBackend {
         "gpu"
     }
 
+    /// Those of the kernels that are asked for; where the number of rows decides, of the ones for few.
     fn activations(&self) -> Activations {
-        if self.gpu.traits.rounded { Activations::Rounded } else { Activations::Exact }
+        match self.products {
+            Products::Auto | Products::Few if self.gpu.traits.rounded => Activations::Rounded,
+            Products::Auto | Products::Few => Activations::Exact,
+            Products::Several | Products::Many => Activations::RoundedToF16,
+        }
     }
 
     fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {

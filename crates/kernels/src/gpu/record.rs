@@ -77,6 +77,12 @@ pub(crate) enum Count {
     Rows(usize),
     /// One for every so many rows that want logits.
     LogitRows(usize),
+    /// One for every so many of the batch's (row, expert) pairs, and one more for every expert that has any.
+    Pairs {
+        of_row: usize,
+        per: usize,
+        experts: usize,
+    },
     Spans,
     /// One for every tile of rows that attention takes together.
     Tiles,
@@ -205,7 +211,7 @@ pub(crate) struct Recorder<'a> {
 }
 
 /// Steps of any size.
-const ALL_ROWS: RangeInclusive<usize> = 0..=usize::MAX;
+pub(super) const ALL_ROWS: RangeInclusive<usize> = 0..=usize::MAX;
 
 /// The buffer of all vectors.
 const VECTORS: BufferId = BufferId(0);
@@ -366,6 +372,11 @@ impl Recorder<'_> {
         let view = if of == Rows::Batch { self.scratch(width) } else { self.logits_scratch(width) }?;
         self.kept_rows.insert(key, view);
         Ok(view)
+    }
+
+    /// Room that all ops which ask for it by this name share, one after another.
+    pub fn shared(&mut self, name: &'static str, bytes: usize) -> Result<View, BackendError> {
+        self.common_scratch(name, &[bytes.div_ceil(4)])
     }
 
     /// A vector of the program.

@@ -21,7 +21,7 @@ const VECTOR: usize = 4;
 /// Where the parts of a row begin, in words, and how long it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RowLayout {
-    dtype: DType,
+    pub dtype: DType,
     pub units: usize,
     /// The bytes of the K-quants' units; the heads lie at 0.
     unit_scales: usize,

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::device::Traits;
+use super::GpuBackend;
+use super::device::{GpuInfo, GpuOptions, Products, Traits};
 use super::in_step::Tuning;
-use super::record::{Recording, record};
+use super::many;
+use super::record::{KernelText, Recording, record};
 use crate::backend::{KvType, Limits};
-use crate::conformance::{cases, programs};
+use crate::conformance::{Case, cases, cases_of, check, large, programs};
 use crate::ops::{Attention, Op};
 use crate::program::{MatId, Program, ProgramBuilder};
 
@@ -31,9 +33,12 @@ fn classes() -> [Traits; 4] {
 fn translate(text: &str) -> Result<usize, String> {
     use naga::back::{msl, spv};
     let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
-    // Halves as they are packed in words, which all devices have.
-    let capabilities =
-        naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32 | naga::valid::Capabilities::SUBGROUP;
+    // Halves as they are packed in words all devices have; of the rest a kernel says what it uses.
+    use naga::valid::Capabilities;
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::SUBGROUP;
+    capabilities.set(Capabilities::SHADER_FLOAT16, text.contains("enable f16;"));
+    let has_matrices = text.contains("enable wgpu_cooperative_matrix;");
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, has_matrices);
     let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
     validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
     validator.subgroup_operations(naga::valid::SubgroupOperationSet::all());
@@ -57,23 +62,29 @@ fn translate(text: &str) -> Result<usize, String> {
     Ok(shared.map(|(_, variable)| sizes[variable.ty].size as usize).sum())
 }
 
-#[test]
-fn every_kernel_is_valid_and_translates() {
+/// Of a device that has everything.
+const MOST: Traits = Traits {
+    subgroup: Some((32, 32)),
+    halves: true,
+    matrices: true,
+    large_tiles: true,
+    workgroup_memory: 48 << 10,
+    ..Traits::LEAST
+};
+
+/// Calls `check` with every kernel that devices with these traits, who take turns, get for the suite, once.
+fn each_kernel(traits: &[Traits], check: impl Fn(&Case, &KernelText)) -> usize {
     let mut seen = HashSet::new();
     for (i, case) in cases().iter().enumerate() {
-        // Every op has several cases of a type, so every class meets all types.
-        for kernel in [0, 1 + i % 3]
-            .iter()
-            .flat_map(|&class| recorded_for(&case.program, &case.limits, &classes()[class]).kernels)
-        {
-            if seen.insert(kernel.text.clone())
-                && let Err(why) = translate(&kernel.text)
-            {
-                panic!("{}, {}: {why}", case.name, kernel.label);
+        // Every op has several cases of a type, so each of the devices meets all types.
+        let traits = traits[i % traits.len()];
+        for kernel in recorded_for(&case.program, &case.limits, &traits).kernels {
+            if seen.insert(kernel.text.clone()) {
+                check(case, &kernel);
             }
         }
     }
-    assert!(seen.len() > 100, "only {} kernels", seen.len());
+    seen.len()
 }
 
 /// Attention alone, of one layer.
@@ -93,7 +104,7 @@ fn attention_keeps_to_what_lanes_may_share() {
     for (heads, kv_heads, head_dim) in [(32, 8, 128), (14, 2, 64), (4, 1, 256), (5, 1, 80), (3, 1, 10)] {
         for kv_type in [KvType::F16, KvType::F32] {
             for shared in [16 << 10, 32 << 10, 48 << 10] {
-                let traits = Traits { shared, ..Traits::LEAST };
+                let traits = Traits { workgroup_memory: shared, ..Traits::LEAST };
                 let limits = Limits { blocks: 40, ..limits(kv_type) };
                 let recording = record(&attention(heads, kv_heads, head_dim), &limits, &traits).unwrap();
                 for kernel in recording.kernels.iter().filter(|k| k.label.starts_with("attention")) {
@@ -117,6 +128,70 @@ fn no_kernel_has_too_many_bindings() {
         for kernel in recorded_for(&case.program, &case.limits, &traits).kernels {
             assert!(kernel.is_written.len() + 2 <= 8, "{} has {}", kernel.label, kernel.is_written.len());
         }
+    }
+}
+
+fn all_translate(traits: &[Traits]) {
+    let count = each_kernel(traits, |case, kernel| {
+        if let Err(why) = translate(&kernel.text) {
+            panic!("{}, {}: {why}", case.name, kernel.label);
+        }
+    });
+    assert!(count > 100, "only {count} kernels");
+}
+
+#[test]
+fn every_kernel_is_valid_and_translates() {
+    all_translate(&[Traits::LEAST]);
+    all_translate(&classes()[1..]);
+}
+
+#[test]
+fn those_for_more_rows_are_valid_and_translate() {
+    all_translate(&[Traits { several_from: 0, many_from: 8, ..Traits::LEAST }]);
+}
+
+#[test]
+fn those_with_halves_and_matrices_are_valid_and_translate() {
+    let with_halves = Traits { matrices: false, large_tiles: false, ..MOST };
+    let with_more_rows = |traits| Traits { several_from: 0, many_from: 8, ..traits };
+    all_translate(&[with_more_rows(MOST)]);
+    all_translate(&[with_more_rows(with_halves)]);
+}
+
+#[test]
+fn all_choices_of_tiles_translate() {
+    for (case, tiles) in
+        large::cases().iter().flat_map(|case| (0..many::TILES).map(move |tiles| (case, tiles)))
+    {
+        for several_from in [0, usize::MAX] {
+            let many_from = usize::MAX - several_from;
+            let traits = Traits { several_from, many_from, tiles, ..MOST };
+            for kernel in record(&case.program, &case.limits, &traits).expect("everything fits").kernels {
+                translate(&kernel.text).unwrap_or_else(|why| panic!("{}, tiles {tiles}: {why}", case.name));
+            }
+        }
+    }
+}
+
+/// Bindings that a kernel has besides the step's two: as many as a browser's device lets it have at least. What the lanes of a
+/// workgroup share is no more than every device has, but for those that multiply matrices as a whole.
+#[test]
+fn no_kernel_takes_more_than_devices_have() {
+    let sizes = Traits { several_from: 0, many_from: 8, ..Traits::LEAST };
+    for (traits, memory) in [
+        (Traits::LEAST, 16 << 10),
+        (sizes, 16 << 10),
+        (Traits { several_from: 0, many_from: 8, ..MOST }, 48 << 10),
+    ] {
+        each_kernel(&[traits], |_, kernel| {
+            assert!(kernel.is_written.len() + 2 <= 8, "{} has {}", kernel.label, kernel.is_written.len());
+            let module = naga::front::wgsl::parse_str(&kernel.text).expect("it is valid");
+            let shared =
+                module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+            let bytes: u32 = shared.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx())).sum();
+            assert!(bytes <= memory, "{} shares {bytes} bytes", kernel.label);
+        });
     }
 }
 
@@ -146,6 +221,52 @@ fn large_matrices_are_split() {
     assert_eq!(split.memory().weights, whole.memory().weights);
 }
 
+/// With bindings so small that matrices lie in several buffers, all kernels make what they make of whole ones.
+#[test]
+fn split_matrices_are_multiplied() {
+    const BINDING: usize = 24 << 10;
+    let Some(info) = GpuInfo::all().into_iter().next() else {
+        println!("SKIPPED: there is no GPU, not even a software one");
+        return;
+    };
+    for products in [Products::Few, Products::Several, Products::Many] {
+        let options = GpuOptions { checked: true, products, ..GpuOptions::default() };
+        let mut gpu = info.open(&options).expect("the GPU opens");
+        gpu.traits.max_binding = BINDING;
+        let backend = GpuBackend { gpu, products };
+        for op in ["norm_linear", "linear_residual", "moe_gate_up", "moe_down", "head"] {
+            let cases = cases_of(op).into_iter().filter(|case| {
+                let largest = case.program.matrices().iter().map(|m| m.bytes()).max();
+                case.limits.rows <= 4 && largest > Some(BINDING)
+            });
+            let cases: Vec<Case> = cases.step_by(4).collect();
+            assert!(!cases.is_empty(), "{op}");
+            cases.iter().for_each(|case| {
+                check(&backend, case).unwrap_or_else(|why| panic!("{products:?}: {why}"));
+            });
+        }
+    }
+}
+
+/// The tiles of devices that multiply matrices as a whole, lane by lane: what is not the products themselves is the same text.
+#[test]
+fn large_tiles_are_right_lane_by_lane() {
+    let Some(info) = GpuInfo::all().into_iter().next() else {
+        println!("SKIPPED: there is no GPU, not even a software one");
+        return;
+    };
+    for products in [Products::Several, Products::Many] {
+        let options = GpuOptions { checked: true, matrices: false, products, ..GpuOptions::default() };
+        let mut gpu = info.open(&options).expect("the GPU opens");
+        gpu.traits.large_tiles = true;
+        for (case, tiles) in large::cases().iter().zip((0..many::TILES).cycle()) {
+            gpu.traits.tiles = tiles;
+            let backend = GpuBackend { gpu: gpu.clone(), products };
+            check(&backend, case).unwrap_or_else(|why| panic!("{products:?}, tiles {tiles}: {why}"));
+        }
+    }
+}
+
 /// Where runs of rows of one type begin in a matrix, but for the first.
 fn borders(program: &Program, id: MatId) -> BTreeSet<usize> {
     let runs = program.matrix(id).segments.chunk_by(|a, b| a.dtype() == b.dtype());
@@ -166,7 +287,8 @@ fn made_ready(program: &Program, traits: &Traits, id: MatId, is_normed: bool, at
         .map(|s| s.dtype().is_quantized())
         .map(|is_quantized| (is_quantized, is_quantized && traits.rounded))
         .collect();
-    let is_ready = |is_rounded: bool| !is_normed && !is_rounded && matrix.n_in.is_multiple_of(8) && at.is_multiple_of(4);
+    let is_ready =
+        |is_rounded: bool| !is_normed && !is_rounded && matrix.n_in.is_multiple_of(8) && at.is_multiple_of(4);
     kinds.into_iter().filter(|&(_, is_rounded)| !is_ready(is_rounded)).count()
 }
 

@@ -130,6 +130,7 @@ pub(crate) fn linear(
         m.decode_row(row, &mut weights);
         let bias = bias.map_or(0.0, |b| f64::from(b[row - rows.start]));
         let rounding = activations.rounding(m.dtype_of_row(row));
+        rounding.round_weights(&mut weights);
         let (_, x) = inputs.iter().find(|(r, _)| *r == rounding).expect("every segment's inputs are there");
         x.iter().map(|x| (dot(&weights, x) + bias) as f32).collect()
     };

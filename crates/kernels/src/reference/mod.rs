@@ -50,6 +50,7 @@ impl Backend for ReferenceWith {
             Activations::Exact => "reference",
             Activations::Rounded => "reference (rounded activations)",
             Activations::RoundedToBf16 => "reference (activations rounded, to BF16 too)",
+            Activations::RoundedToF16 => "reference (activations and weights rounded to F16)",
         }
     }
 
@@ -296,6 +297,13 @@ impl Cx {
     ) -> Vec<Vec<f32>> {
         let bias = bias.map(|b| &self.program.vector(b)[rows.clone()]);
         math::linear(self.program.matrix(weight), rows, x, bias, self.activations)
+    }
+
+    /// What a router makes of each row.
+    pub fn scores(&self, router: MatId, x: &[Vec<f32>]) -> Vec<Vec<f32>> {
+        let x: Vec<&[f32]> = x.iter().map(Vec::as_slice).collect();
+        let matrix = self.program.matrix(router);
+        math::linear(matrix, 0..matrix.n_out, &x, None, self.activations.of_routes())
     }
 
     /// All rows of the matrix.

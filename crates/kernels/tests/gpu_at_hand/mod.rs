@@ -3,11 +3,19 @@
 
 use std::sync::LazyLock;
 
-use exotherm_kernels::gpu::{GpuBackend, GpuOptions, Tuning};
+use exotherm_kernels::gpu::{GpuBackend, GpuOptions, Products, Tuning};
 
 /// Kernels pass with checks before they go without.
-const CHECKED: GpuOptions =
-    GpuOptions { checked: true, rounded: None, subgroups: true, halves: true, matrices: true, tuning: None };
+const CHECKED: GpuOptions = GpuOptions {
+    checked: true,
+    rounded: None,
+    subgroups: true,
+    halves: true,
+    matrices: true,
+    products: Products::Few,
+    tiles: 0,
+    tuning: None,
+};
 
 static GPU: LazyLock<Option<GpuBackend>> = LazyLock::new(|| opened(CHECKED));
 static ROUNDING: LazyLock<Option<GpuBackend>> =
@@ -18,6 +26,10 @@ static TUNED: LazyLock<Option<GpuBackend>> = LazyLock::new(|| {
 });
 static PLAIN: LazyLock<Option<GpuBackend>> =
     LazyLock::new(|| opened(GpuOptions { subgroups: false, halves: false, matrices: false, ..CHECKED }));
+static SEVERAL: LazyLock<Option<GpuBackend>> =
+    LazyLock::new(|| opened(GpuOptions { products: Products::Several, ..CHECKED }));
+static MANY: LazyLock<Option<GpuBackend>> =
+    LazyLock::new(|| opened(GpuOptions { products: Products::Many, ..CHECKED }));
 
 fn opened(options: GpuOptions) -> Option<GpuBackend> {
     let gpu = GpuBackend::first(&options).expect("the GPU opens");
@@ -34,7 +46,7 @@ fn or_a_word(gpu: &'static Option<GpuBackend>) -> Option<&'static GpuBackend> {
     gpu.as_ref()
 }
 
-/// The GPU as it is best used, or a word about its lack.
+/// The GPU with the kernels for few rows, or a word about its lack.
 pub fn gpu() -> Option<&'static GpuBackend> {
     or_a_word(&GPU)
 }
@@ -55,4 +67,14 @@ pub fn tuned_gpu() -> Option<&'static GpuBackend> {
 #[allow(dead_code)]
 pub fn plain_gpu() -> Option<&'static GpuBackend> {
     or_a_word(&PLAIN)
+}
+
+/// The same with kernels for more rows.
+#[allow(dead_code)]
+pub fn gpu_with(products: Products) -> Option<&'static GpuBackend> {
+    or_a_word(match products {
+        Products::Auto | Products::Few => &GPU,
+        Products::Several => &SEVERAL,
+        Products::Many => &MANY,
+    })
 }

@@ -193,7 +193,7 @@ fn alone(op: &Attention, recorder: &mut Recorder, cache: Cache, cells: View) {
         // A vector of three takes as much as one of four.
         let per_head = 4 * share_of(parts).next_power_of_two();
         let fixed = (4 * cache.fours() + STRETCH + 11 * teams + 2 * held * PORTION) * per_head + STRETCH / 4;
-        recorder.traits.shared.saturating_sub(fixed).min(STAGED_ALONE)
+        recorder.traits.workgroup_memory.saturating_sub(fixed).min(STAGED_ALONE)
     };
     // Few heads share what is read where there is little room.
     let parts = (group.div_ceil(SHARE)..group).find(|&parts| room(parts) >= cache.least_staged(teams));
@@ -255,7 +255,8 @@ fn leave(at: u32, column: u32, four: vec4<f32>) {
 /// Tiles of rows: as many together as there is room for.
 fn tiles(op: &Attention, recorder: &mut Recorder, cache: Cache) {
     let fixed = |rows: usize| 16 * rows * ((cache.fours() | 1) + PORTION / 4 + 1) + 28 * rows + 16;
-    let room = |rows: usize| recorder.traits.shared.saturating_sub(fixed(rows)).min(STAGED_IN_TILES);
+    let room =
+        |rows: usize| recorder.traits.workgroup_memory.saturating_sub(fixed(rows)).min(STAGED_IN_TILES);
     let all = [TILE, TILE / 2, TILE / 4];
     let rows = all.into_iter().find(|&rows| room(rows) >= cache.least_staged(1)).unwrap_or(4);
     let mut kernel = Kernel::new("attention_tiles", TILE_LANES);

@@ -3,7 +3,7 @@ use crate::backend::BackendError;
 use crate::gpu::in_step::{self, Form, Main};
 use crate::gpu::linear::Input;
 use crate::gpu::record::Piece;
-use crate::gpu::{Count, Kernel, Recorder};
+use crate::gpu::{Count, Kernel, Recorder, experts, many};
 use crate::program::Rows;
 
 const LANES: usize = 64;
@@ -12,13 +12,17 @@ const SHARE: usize = 16;
 
 pub(crate) fn record(op: &MoeDown, recorder: &mut Recorder) -> Result<(), BackendError> {
     // Every piece adds what its experts make.
-    for piece in recorder.pieces(op.down)? {
-        match recorder.traits.in_step() {
-            Some(_) => product(op, recorder, &piece),
-            None => any_device(op, recorder, &piece),
-        }
+    let pieces = recorder.pieces(op.down)?;
+    let is_in_step = recorder.traits.in_step().is_some();
+    if let Some(few) = many::few(recorder.traits) {
+        recorder.for_rows(few, |recorder| {
+            pieces.iter().for_each(|piece| match is_in_step {
+                true => product(op, recorder, piece),
+                false => any_device(op, recorder, piece),
+            });
+        });
     }
-    Ok(())
+    experts::down(op, recorder)
 }
 
 fn product(op: &MoeDown, recorder: &mut Recorder, piece: &Piece) {
@@ -57,7 +61,7 @@ fn product(op: &MoeDown, recorder: &mut Recorder, piece: &Piece) {
 }
 
 /// For devices whose lanes cannot exchange values.
-fn any_device(op: &MoeDown, recorder: &mut Recorder, piece: &Piece) {
+pub(crate) fn any_device(op: &MoeDown, recorder: &mut Recorder, piece: &Piece) {
     let width = recorder.width(op.residual);
     let n_in = recorder.program.matrix(op.down).n_in;
     let mut kernel = Kernel::new("moe_down", LANES);

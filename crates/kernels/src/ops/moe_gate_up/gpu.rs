@@ -5,7 +5,7 @@ use crate::backend::BackendError;
 use crate::gpu::in_step::{self, Form, Main};
 use crate::gpu::linear::{self, Input, Output};
 use crate::gpu::record::Piece;
-use crate::gpu::{Count, Kernel, Recorder, View};
+use crate::gpu::{Count, Kernel, Recorder, View, experts, many};
 use crate::program::Rows;
 
 const LANES: usize = 64;
@@ -14,46 +14,43 @@ const SHARE: usize = 16;
 
 pub(crate) fn record(op: &MoeGateUp, recorder: &mut Recorder) -> Result<(), BackendError> {
     let (gates, ups) = (recorder.pieces(op.gate)?, recorder.pieces(op.up)?);
-    let mut pairs = Vec::new();
-    // Rows that lie in a piece of either.
-    for gate in &gates {
-        for up in &ups {
-            let rows = gate.rows.start.max(up.rows.start)..gate.rows.end.min(up.rows.end);
-            if !rows.is_empty() {
-                pairs.push(Pair { gate, up, rows });
-            }
-        }
+    if let Some(few) = many::few(recorder.traits) {
+        recorder.for_rows(few, |recorder| few_rows(op, recorder, &gates, &ups))?;
     }
+    experts::gate_up(op, recorder)
+}
+
+/// Each row for itself.
+fn few_rows(
+    op: &MoeGateUp,
+    recorder: &mut Recorder,
+    gates: &[Piece],
+    ups: &[Piece],
+) -> Result<(), BackendError> {
+    let pairs = experts::overlaps(gates, ups);
     if recorder.traits.in_step().is_none() {
-        pairs.iter().for_each(|pair| any_device(op, recorder, pair));
+        pairs.iter().for_each(|(gate, up, rows)| any_device(op, recorder, gate, up, rows));
         return Ok(());
     }
     let rounded = recorder.traits.rounded;
     let form = |piece: &Piece| Form::of(&piece.layout, rounded);
     let out = recorder.buf(op.out);
-    if pairs.iter().all(|pair| form(pair.gate) == form(pair.up)) {
+    if pairs.iter().all(|(gate, up, _)| form(gate) == form(up)) {
         let value = linear::activated(op.activation, "", "");
         let finish = format!("y[row * N_OUT + out] = {value};");
-        pairs.iter().for_each(|pair| product(op, recorder, &[pair.gate, pair.up], &pair.rows, out, &finish));
+        pairs.iter().for_each(|(gate, up, rows)| product(op, recorder, &[gate, up], rows, out, &finish));
         return Ok(());
     }
     // Gates and ups that meet activations in different forms come from kernels of their own.
     let hidden = op.hidden(recorder.program);
     let raw = recorder.scratch(2 * op.top_k * hidden)?;
-    for (pieces, at) in [(&gates, 0), (&ups, hidden)] {
+    for (pieces, at) in [(gates, 0), (ups, hidden)] {
         let finish = format!("y[row * 2u * N_OUT + {at}u + out] = first;");
         pieces.iter().for_each(|piece| product(op, recorder, &[piece], &piece.rows, raw, &finish));
     }
     let output = Output { activation: op.activation, ..Output::plain(out, hidden) };
     linear::gate(recorder, raw, (hidden, op.top_k), output);
     Ok(())
-}
-
-/// Pieces of gates and ups, and the rows that both have.
-struct Pair<'a> {
-    gate: &'a Piece,
-    up: &'a Piece,
-    rows: Range<usize>,
 }
 
 /// Products with rows of one matrix, or of two; `finish` says where the sums `first` and `second` go.
@@ -104,9 +101,14 @@ fn product(
     recorder.dispatch(&kernel, [Count::Rows(1), Count::Fixed(groups), Count::Fixed(op.top_k)]);
 }
 
-/// For devices whose lanes cannot exchange values.
-fn any_device(op: &MoeGateUp, recorder: &mut Recorder, pair: &Pair) {
-    let Pair { gate, up, rows } = pair;
+/// For devices whose lanes cannot exchange values: those of the weights' rows that lie in a piece of either.
+pub(crate) fn any_device(
+    op: &MoeGateUp,
+    recorder: &mut Recorder,
+    gate: &Piece,
+    up: &Piece,
+    rows: &Range<usize>,
+) {
     let hidden = op.hidden(recorder.program);
     let mut kernel = Kernel::new("moe_gate_up", LANES);
     let (x, routes, out) = (recorder.buf(op.normed), recorder.buf(op.routes), recorder.buf(op.out));

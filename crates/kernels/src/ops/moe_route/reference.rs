@@ -3,7 +3,7 @@ use crate::reference::{Cx, normalized};
 
 pub(crate) fn run(op: &MoeRoute, cx: &mut Cx) {
     let x: Vec<_> = cx.rows(op.x).iter().map(|row| normalized(&cx.program, &op.norm, row)).collect();
-    for (row, scores) in cx.linear_all(op.router, &x, None).iter().enumerate() {
+    for (row, scores) in cx.scores(op.router, &x).iter().enumerate() {
         cx.set_row(op.normed, row, &x[row]);
         cx.set_row(op.routes, row, &routes(scores, op.top_k, op.renormalize));
     }
