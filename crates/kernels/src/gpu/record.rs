@@ -406,8 +406,9 @@ impl Recorder<'_> {
         Ok(pieces)
     }
 
-    /// Matrices one behind the other in one buffer, a piece for each; part of those that lie so already may be asked for. `None` where one of them is of several types or lies somewhere
-    /// already, where all are more than a binding holds, and where activations are rounded for one, which only their own products do.
+    /// Matrices one behind the other in one buffer, a piece for each; some of those that lie so already may be asked for. `None`
+    /// where one of them is of several types or lies elsewhere, where all are more than a binding holds, and where activations are
+    /// rounded for one, which only its own products do.
     pub fn together(&mut self, ids: &[MatId]) -> Result<Option<Vec<Piece>>, BackendError> {
         let known: Option<Vec<Piece>> = ids
             .iter()
@@ -460,9 +461,11 @@ impl Recorder<'_> {
         Ok(self.whole(buffer))
     }
 
-    /// Records what is done in steps of so many rows alone, of the batch or of those that want logits.
+    /// Records what is done in steps of so many rows alone, of the batch or of those that want logits; within another such part, of
+    /// those that are in both.
     pub fn for_rows<T>(&mut self, rows: RangeInclusive<usize>, record: impl FnOnce(&mut Self) -> T) -> T {
-        let before = std::mem::replace(&mut self.rows, rows);
+        let both = *rows.start().max(self.rows.start())..=*rows.end().min(self.rows.end());
+        let before = std::mem::replace(&mut self.rows, both);
         let made = record(self);
         self.rows = before;
         made
