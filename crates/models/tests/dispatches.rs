@@ -13,7 +13,7 @@ use common::{golden, open};
 
 /// The families as the table names them, and a model of each.
 const FAMILIES: [(&str, &str); 8] = [
-    ("Llama", "llama-f16"),
+    ("Llama", "llama-rope3"),
     ("Qwen2", "qwen2"),
     ("Qwen3", "qwen3"),
     ("Qwen3-MoE", "qwen3moe"),

@@ -15,10 +15,9 @@ pub(crate) const TILE: usize = 32;
 const FEW: usize = 16;
 /// So many rows keep a device busy, however their positions are shared out.
 const MANY: usize = 64;
-/// Stretches of rows that there is room for at least.
-const CELLS: usize = 512;
-/// Rows with as much context as there can be that there is room for.
-const LONGEST: usize = 8;
+/// Stretches of rows that there is room for at most: of what is put together afterwards. Rows whose stretches find no room are not
+/// split.
+const CELLS: usize = 1024;
 
 /// What stands for a row whose stretches are put together where they are made.
 pub(crate) const NO_CELL: u32 = u32::MAX;
@@ -32,7 +31,7 @@ pub(crate) fn cells(limits: &Limits) -> usize {
     let longest = limits.blocks.saturating_mul(BLOCK).div_ceil(STRETCH);
     // A row of one stretch needs none.
     let wanted = if longest > 1 { longest.saturating_mul(limits.rows.min(MANY)) } else { 0 };
-    wanted.min(CELLS.max(longest.saturating_mul(LONGEST)))
+    wanted.min(CELLS)
 }
 
 /// A step's rows.
@@ -126,11 +125,11 @@ mod tests {
         assert_eq!(of.splits, [[0, 256, 0], [1, 1023, 2]]);
         assert_eq!(of.items.len(), 6);
         assert_eq!(of.items[5], [1, 1023, 7, 3, 1, 5]);
-        let long = limits(100_000);
-        let position = 16 * 100_000 - 1;
-        let of = attended(&long, &[(1, position); LONGEST + 1]);
-        assert_eq!(of.splits.len(), LONGEST);
-        assert_eq!(of.items.last().unwrap()[4..], [position / STRETCH as u32 + 1, NO_CELL]);
+        // Of 100 stretches each.
+        let position = 100 * STRETCH as u32 - 1;
+        let of = attended(&limits(100_000), &[(1, position); 11]);
+        assert_eq!(of.splits.len(), CELLS / 100);
+        assert_eq!(of.items.last().unwrap()[4..], [100, NO_CELL]);
     }
 
     #[test]

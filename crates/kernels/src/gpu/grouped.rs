@@ -21,6 +21,9 @@ use crate::program::{MatId, Rows, VecId};
 const WG: usize = 128;
 /// Rows of the batch that share the weights a workgroup reads: one where there is but one.
 const TILES: [(RangeInclusive<usize>, usize); 2] = [(0..=1, 1), (2..=usize::MAX, 4)];
+/// Rows that are multiplied with all members at once. With more of them each member has products of its own, as matrices alone
+/// have, which may add up in another order.
+const MOST_ROWS: usize = usize::MAX;
 /// Outputs that share the activations a lane reads.
 const OUTS: usize = 4;
 /// Vectors of a row of floats that a lane reads before it uses them.
@@ -58,21 +61,35 @@ pub(crate) fn record(
     y: &[Side],
 ) -> Result<(), BackendError> {
     let ids: Vec<MatId> = members.iter().map(|member| member.weight).collect();
-    match recorder.together(&ids)? {
-        Some(pieces) => {
-            let parts = parts_of(recorder, members, &pieces);
-            for (rows, tile) in TILES {
-                recorder.for_rows(rows, |recorder| products(recorder, label, x, &parts, y, tile));
-            }
+    let Some(pieces) = recorder.together(&ids)? else {
+        return one_by_one(recorder, label, x, members, y);
+    };
+    let parts = parts_of(recorder, members, &pieces);
+    recorder.for_rows(0..=MOST_ROWS, |recorder| {
+        for (rows, tile) in TILES {
+            recorder.for_rows(rows, |recorder| products(recorder, label, x, &parts, y, tile));
         }
-        None => {
-            for &Member { x_at, weight, side, y_at, bias, activation } in members {
-                let y = y[side];
-                let input = Input { rows: x.rows, width: x.width, at: x_at, norm: None, of: Rows::Batch };
-                let output = Output { at: y_at, bias, activation, ..Output::plain(y.rows, y.width) };
-                linear::record(recorder, label, input, weight, output)?;
-            }
+    });
+    match MOST_ROWS.checked_add(1).filter(|&more| more <= recorder.limits.rows) {
+        None => Ok(()),
+        Some(more) => {
+            recorder.for_rows(more..=usize::MAX, |recorder| one_by_one(recorder, label, x, members, y))
         }
+    }
+}
+
+fn one_by_one(
+    recorder: &mut Recorder,
+    label: &'static str,
+    x: Side,
+    members: &[Member],
+    y: &[Side],
+) -> Result<(), BackendError> {
+    for &Member { x_at, weight, side, y_at, bias, activation } in members {
+        let y = y[side];
+        let input = Input { rows: x.rows, width: x.width, at: x_at, norm: None, of: Rows::Batch };
+        let output = Output { at: y_at, bias, activation, ..Output::plain(y.rows, y.width) };
+        linear::record(recorder, label, input, weight, output)?;
     }
     Ok(())
 }

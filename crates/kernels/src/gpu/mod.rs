@@ -33,8 +33,8 @@ pub(crate) use unrolled::unrolled;
 use device::{Gpu, Traits};
 use executor::GpuExecutor;
 
-/// How many dispatches each op takes in a step of one row with a short context, one after another, on a device that has as little as
-/// any: their number decides how fast one row is.
+/// How many dispatches each op takes in a step of one row with a short context, one after another, on a device that has as little
+/// as any: their number decides how fast one row is.
 pub fn dispatches(program: &Program) -> Result<Vec<usize>, BackendError> {
     let limits = Limits { rows: 1, logit_rows: 1, blocks: 1, slots: 1, kv_type: KvType::F16 };
     let recording = record::record(program, &limits, &Traits::LEAST)?;

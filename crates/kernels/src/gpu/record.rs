@@ -430,8 +430,9 @@ impl Recorder<'_> {
         Ok(pieces)
     }
 
-    /// Matrices one behind the other in one buffer, a piece for each; part of those that lie so already may be asked for. `None` where one of them is of several types or lies somewhere
-    /// already, where all are more than a binding holds, and where activations are rounded for one, which only their own products do.
+    /// Matrices one behind the other in one buffer, a piece for each; some of those that lie so already may be asked for. `None`
+    /// where one of them is of several types or lies elsewhere, where all are more than a binding holds, and where activations are
+    /// rounded for one, which only its own products do.
     pub fn together(&mut self, ids: &[MatId]) -> Result<Option<Vec<Piece>>, BackendError> {
         let known: Option<Vec<Piece>> = ids
             .iter()

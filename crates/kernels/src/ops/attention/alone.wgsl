@@ -21,6 +21,11 @@ var<workgroup> largests: array<PerHead, TEAMS>;
 var<workgroup> shares: array<Shares, TEAMS>;
 var<workgroup> columns: array<Columns, HELD * PORTION>;
 
+// What is staged next: it is read while there is work to be done with what was staged before.
+@repeat i LOADS
+var<private> ahead@i: Granule;
+@end
+
 // What the lane has of a portion, a stretch, and all.
 @repeat n HELD
 var<private> of_portion@n: Columns;
@@ -87,6 +92,8 @@ fn through_stretch(lane: u32, kv_head: u32, table_at: u32, seen: Seen) -> Sum {
         let block = block_tables[table_at + seen.base / 16u + lane];
         places[lane] = (block * KV_HEADS + kv_head) * 16u * KV_WORDS;
     }
+    workgroupBarrier();
+    read_keys(lane, seen, 0u);
     weigh(lane, score(lane, seen), seen);
     add_values(lane, seen);
     return put_together(lane, seen);
@@ -96,22 +103,41 @@ fn is_seen(seen: Seen, p: u32) -> bool {
     return seen.base + p >= seen.first && seen.base + p <= seen.last;
 }
 
-// The scores of the lane's position. What is staged is read before any of it is stored, and where there is nothing to be seen, of
-// the last position.
+// The fours of all positions' keys from one on. Where there is nothing to be seen, the last position is read.
+fn read_keys(lane: u32, seen: Seen, c: u32) {
+    const GRANULES: u32 = K_FOURS / PER;
+    @repeat i K_LOADS
+    let i@i = lane + @iu * WG;
+    ahead@i = keys_at(place_of(seen, i@i / GRANULES), c / PER + i@i % GRANULES);
+    @end
+}
+
+// Whole values of each portion's positions from one on.
+fn read_values(lane: u32, seen: Seen, c: u32) {
+    const GRANULES: u32 = FOURS / PER;
+    @repeat i V_LOADS
+    let i@i = lane + @iu * WG;
+    let r@i = i@i / GRANULES;
+    ahead@i = values_at(place_of(seen, r@i / V_ROWS * PORTION + c + r@i % V_ROWS), i@i % GRANULES);
+    @end
+}
+
+// The scores of the lane's position.
 fn score(lane: u32, seen: Seen) -> PerHead {
     const GRANULES: u32 = K_FOURS / PER;
     var sum = PerHead(0.0);
     for (var c = 0u; c < FOURS; c += K_FOURS) {
         workgroupBarrier();
         @repeat i K_LOADS
-        let p@i = (lane + @iu * WG) / GRANULES;
-        let g@i = (lane + @iu * WG) % GRANULES;
-        let granule@i = keys_at(place_of(seen, p@i), c / PER + g@i);
-        @end
-        @repeat i K_LOADS
-        stage(p@i * K_STRIDE + g@i * PER, granule@i);
+        let i@i = lane + @iu * WG;
+        stage(i@i / GRANULES * K_STRIDE + i@i % GRANULES * PER, ahead@i);
         @end
         workgroupBarrier();
+        if (c + K_FOURS < FOURS) {
+            read_keys(lane, seen, c + K_FOURS);
+        } else {
+            read_values(lane, seen, 0u);
+        }
         for (var f = 0u; f < K_FOURS; f++) {
             let key = floats_of(staged[lane * K_STRIDE + f]);
             let i = 4u * (c + f);
@@ -185,16 +211,15 @@ fn add_values(lane: u32, seen: Seen) {
     for (var c = 0u; c < PORTION; c += V_ROWS) {
         workgroupBarrier();
         @repeat i V_LOADS
-        let r@i = (lane + @iu * WG) / GRANULES;
-        let g@i = (lane + @iu * WG) % GRANULES;
-        let granule@i = values_at(place_of(seen, r@i / V_ROWS * PORTION + c + r@i % V_ROWS), g@i);
-        @end
-        @repeat i V_LOADS
-        if (r@i < TEAMS * V_ROWS) {
-            stage(r@i * FOURS + g@i * PER, granule@i);
+        let i@i = lane + @iu * WG;
+        if (i@i < TEAMS * V_ROWS * GRANULES) {
+            stage(i@i / GRANULES * FOURS + i@i % GRANULES * PER, ahead@i);
         }
         @end
         workgroupBarrier();
+        if (c + V_ROWS < PORTION) {
+            read_values(lane, seen, c + V_ROWS);
+        }
         let begin = team * PORTION + c;
         let low = max(seen.first, seen.base + begin) - seen.base;
         let high = min(seen.last + 1u, seen.base + begin + V_ROWS) - seen.base;

@@ -20,8 +20,10 @@ const JOIN_LANES: usize = 64;
 const STAGED_ALONE: usize = 36 << 10;
 const STAGED_IN_TILES: usize = 9 << 10;
 
-/// Positions of a portion whose values are staged at a time at least.
-const LEAST_VALUES: usize = 4;
+/// Positions of a portion whose values are staged at a time at least: lanes that take a row alone go through them one by one, and
+/// those of a tile in fours.
+const LEAST_ALONE: usize = 1;
+const LEAST_IN_TILES: usize = 4;
 
 /// How a layer's keys and values lie, and are read.
 #[derive(Clone, Copy)]
@@ -66,14 +68,14 @@ impl Cache {
     }
 
     /// Positions of each of `portions` whose values are staged at a time.
-    fn value_rows(self, portions: usize, room: usize) -> usize {
+    fn value_rows(self, portions: usize, room: usize, least: usize) -> usize {
         let fits = |n: &usize| portions * n * self.fours() * 4 * self.four() <= room;
-        [64, 32, 16, 8].into_iter().find(fits).unwrap_or(LEAST_VALUES)
+        [64, 32, 16, 8, 4, 2, 1].into_iter().find(fits).unwrap_or(least).max(least)
     }
 
     /// Bytes that must be staged at a time at least.
-    fn least_staged(self, portions: usize) -> usize {
-        let fours = (PORTION * (self.per() | 1)).max(LEAST_VALUES * self.fours());
+    fn least_staged(self, portions: usize, least: usize) -> usize {
+        let fours = (PORTION * (self.per() | 1)).max(least * self.fours());
         portions * fours * 4 * self.four()
     }
 
@@ -84,8 +86,10 @@ impl Cache {
         lanes: usize,
         portions: usize,
         room: usize,
+        least: usize,
     ) -> [(&'static str, usize); 2] {
-        let (keys, values) = (self.key_fours(portions * PORTION, room), self.value_rows(portions, room));
+        let keys = self.key_fours(portions * PORTION, room);
+        let values = self.value_rows(portions, room, least);
         kernel.size("K_FOURS", keys);
         kernel.size("V_ROWS", values);
         kernel.size("STAGED", portions * (PORTION * (keys | 1)).max(values * self.fours()));
@@ -196,7 +200,8 @@ fn alone(op: &Attention, recorder: &mut Recorder, cache: Cache, cells: View) {
         recorder.traits.workgroup_memory.saturating_sub(fixed).min(STAGED_ALONE)
     };
     // Few heads share what is read where there is little room.
-    let parts = (group.div_ceil(SHARE)..group).find(|&parts| room(parts) >= cache.least_staged(teams));
+    let parts =
+        (group.div_ceil(SHARE)..group).find(|&parts| room(parts) >= cache.least_staged(teams, LEAST_ALONE));
     let parts = parts.unwrap_or(group);
     let (share, room) = (share_of(parts), room(parts));
     // None of them is left without a head.
@@ -211,7 +216,7 @@ fn alone(op: &Attention, recorder: &mut Recorder, cache: Cache, cells: View) {
     kernel.size("PARTS", parts);
     kernel.size("SHARE", share);
     kernel.size("HELD", held);
-    let [key_loads, value_loads] = cache.write_staging(&mut kernel, STRETCH, teams, room);
+    let [key_loads, value_loads] = cache.write_staging(&mut kernel, STRETCH, teams, room, LEAST_ALONE);
     kernel.size("NO_CELL", NO_CELL as usize);
     let join = |of: Vec<String>, by: &str| of.join(by);
     let heads = || (0..share).zip(components(share));
@@ -228,7 +233,8 @@ fn alone(op: &Attention, recorder: &mut Recorder, cache: Cache, cells: View) {
         let each = join(heads().map(each).collect(), "\n");
         kernel.part(&format!("fn {name}(at: u32, count: u32, p: PerHead) {{\n{each}\n}}"));
     }
-    let counts = [("HELD", held), key_loads, value_loads];
+    let loads = ("LOADS", key_loads.1.max(value_loads.1));
+    let counts = [("HELD", held), key_loads, value_loads, loads];
     kernel.part(&unrolled(include_str!("alone.wgsl"), &counts));
     recorder.dispatch(&kernel, [Count::Fixed(cache.kv_heads * parts), Count::Items, Count::Fixed(1)]);
 }
@@ -258,7 +264,7 @@ fn tiles(op: &Attention, recorder: &mut Recorder, cache: Cache) {
     let room =
         |rows: usize| recorder.traits.workgroup_memory.saturating_sub(fixed(rows)).min(STAGED_IN_TILES);
     let all = [TILE, TILE / 2, TILE / 4];
-    let rows = all.into_iter().find(|&rows| room(rows) >= cache.least_staged(1)).unwrap_or(4);
+    let rows = all.into_iter().find(|&rows| room(rows) >= cache.least_staged(1, LEAST_IN_TILES)).unwrap_or(4);
     let mut kernel = Kernel::new("attention_tiles", TILE_LANES);
     kernel.read("qkv", "f32", recorder.buf(op.qkv));
     let in_fours = cache.head_dim.is_multiple_of(4);
@@ -267,7 +273,8 @@ fn tiles(op: &Attention, recorder: &mut Recorder, cache: Cache) {
     write_op(op, &mut kernel, recorder, cache.head_dim, 1);
     write_cache(op, &mut kernel, recorder, cache);
     kernel.size("ROWS", rows);
-    let [key_loads, value_loads] = cache.write_staging(&mut kernel, TILE_LANES, 1, room(rows));
+    let [key_loads, value_loads] =
+        cache.write_staging(&mut kernel, TILE_LANES, 1, room(rows), LEAST_IN_TILES);
     let held = cache.fours().div_ceil(16);
     let counts = [("EACH", rows / 4), ("HELD", held), ("FOUR", 4), key_loads, value_loads];
     kernel.part(&unrolled(include_str!("tiles.wgsl"), &counts));

@@ -20,6 +20,13 @@ var<workgroup> halves: array<vec2<f32>, 2u * ROWS>;
 var<workgroup> shares: array<Shares, ROWS>;
 var<workgroup> totals: array<f32, ROWS>;
 
+// What the lane has of the stretch's weighted values.
+@repeat i EACH
+@repeat n HELD
+var<private> made@i_@n: vec4<f32>;
+@end
+@end
+
 // Of the row that is the lane's number.
 var<private> of_stretch: Sum;
 var<private> of_all: Sum;
@@ -40,11 +47,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     take_queries(lane, head, tile);
     of_stretch = Sum(-3e38, 0.0);
     of_all = Sum(sink_of(head), select(0.0, 1.0, HAS_SINK));
-    let row = lane / 16u;
-    let four = lane % 16u;
     @repeat i EACH
     @repeat n HELD
-    var made@i_@n = vec4<f32>(0.0);
+    made@i_@n = vec4<f32>(0.0);
     @end
     @end
     var is_first = true;
@@ -52,66 +57,67 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         let seen = Seen(b * PORTION, first, last);
         take_scores(lane, tile, seen);
         weigh(lane, tile, seen);
-        let is_whole = first_seen(last) <= seen.base && seen.base + PORTION <= start + 1u;
-        @repeat i EACH
-        @repeat n HELD
-        var more@i_@n = vec4<f32>(0.0);
-        @end
-        @end
-        for (var c = 0u; c < PORTION; c += V_ROWS) {
-            stage_values(lane, tile, seen, c);
-            for (var q = 0u; q < V_ROWS / 4u; q++) {
-                @repeat i EACH
-                let w@i = scores[(row + @iu * 4u) * S_STRIDE + c / 4u + q];
-                @end
-                if (is_whole) {
-                    @repeat j FOUR
-                    let at@j = (4u * q + @ju) * FOURS + four;
-                    @repeat n HELD
-                    let value@j_@n = floats_of(staged[min(at@j + 16u * @nu, STAGED - 1u)]);
-                    @end
-                    @repeat i EACH
-                    @repeat n HELD
-                    more@i_@n = fma(vec4<f32>(w@i[@j]), value@j_@n, more@i_@n);
-                    @end
-                    @end
-                    @end
-                } else {
-                    // What a row does not see may be no number, and no weight makes nothing of that.
-                    for (var j = 0u; j < 4u; j++) {
-                        let at = (4u * q + j) * FOURS + four;
-                        let p = seen.base + c + 4u * q + j;
-                        @repeat n HELD
-                        let value@n = floats_of(staged[min(at + 16u * @nu, STAGED - 1u)]);
-                        @end
-                        @repeat i EACH
-                        if (is_seen(tile, row + @iu * 4u, p)) {
-                            @repeat n HELD
-                            more@i_@n = fma(vec4<f32>(w@i[j]), value@n, more@i_@n);
-                            @end
-                        }
-                        @end
-                    }
-                }
-            }
-        }
-        @repeat i EACH
-        let both@i = shares[row + @iu * 4u];
-        @repeat n HELD
-        made@i_@n = joined_four(made@i_@n, more@i_@n, both@i);
-        @end
-        @end
-        if (b % (STRETCH / PORTION) == STRETCH / PORTION - 1u || b == last / PORTION) {
-            end_stretch(lane);
-            @repeat i EACH
-            @repeat n HELD
-            put(tile, head, row + @iu * 4u, 4u * (four + 16u * @nu), made@i_@n, is_first, b == last / PORTION);
-            made@i_@n = vec4<f32>(0.0);
-            @end
-            @end
+        add_values(lane, tile, seen, first_seen(last) <= seen.base && seen.base + PORTION <= start + 1u);
+        let is_last = b == last / PORTION;
+        if (b % (STRETCH / PORTION) == STRETCH / PORTION - 1u || is_last) {
+            end_stretch(lane, tile, head, is_first, is_last);
             is_first = false;
         }
     }
+}
+
+// The portion's weighted values go to those of the stretch. Of a whole portion all rows see all positions.
+fn add_values(lane: u32, tile: Tile, seen: Seen, is_whole: bool) {
+    let row = lane / 16u;
+    let four = lane % 16u;
+    @repeat i EACH
+    @repeat n HELD
+    var more@i_@n = vec4<f32>(0.0);
+    @end
+    @end
+    for (var c = 0u; c < PORTION; c += V_ROWS) {
+        stage_values(lane, tile, seen, c);
+        for (var q = 0u; q < V_ROWS / 4u; q++) {
+            @repeat i EACH
+            let w@i = scores[(row + @iu * 4u) * S_STRIDE + c / 4u + q];
+            @end
+            if (is_whole) {
+                @repeat j FOUR
+                let at@j = (4u * q + @ju) * FOURS + four;
+                @repeat n HELD
+                let value@j_@n = floats_of(staged[min(at@j + 16u * @nu, STAGED - 1u)]);
+                @end
+                @repeat i EACH
+                @repeat n HELD
+                more@i_@n = fma(vec4<f32>(w@i[@j]), value@j_@n, more@i_@n);
+                @end
+                @end
+                @end
+            } else {
+                // What a row does not see may be no number, and no weight makes nothing of that.
+                for (var j = 0u; j < 4u; j++) {
+                    let at = (4u * q + j) * FOURS + four;
+                    let p = seen.base + c + 4u * q + j;
+                    @repeat n HELD
+                    let value@n = floats_of(staged[min(at + 16u * @nu, STAGED - 1u)]);
+                    @end
+                    @repeat i EACH
+                    if (is_seen(tile, row + @iu * 4u, p)) {
+                        @repeat n HELD
+                        more@i_@n = fma(vec4<f32>(w@i[j]), value@n, more@i_@n);
+                        @end
+                    }
+                    @end
+                }
+            }
+        }
+    }
+    @repeat i EACH
+    let both@i = shares[row + @iu * 4u];
+    @repeat n HELD
+    made@i_@n = joined_four(made@i_@n, more@i_@n, both@i);
+    @end
+    @end
 }
 
 fn joined_four(before: vec4<f32>, more: vec4<f32>, both: Shares) -> vec4<f32> {
@@ -254,8 +260,8 @@ fn stage_values(lane: u32, tile: Tile, seen: Seen, c: u32) {
     workgroupBarrier();
 }
 
-// The stretch's sums go into those of all before.
-fn end_stretch(lane: u32) {
+// The stretch goes to those before it.
+fn end_stretch(lane: u32, tile: Tile, head: u32, is_first: bool, is_last: bool) {
     workgroupBarrier();
     if (lane < ROWS) {
         let both = shares_of(of_all.largest, of_stretch.largest);
@@ -265,6 +271,12 @@ fn end_stretch(lane: u32) {
         totals[lane] = 1.0 / of_all.total;
     }
     workgroupBarrier();
+    @repeat i EACH
+    @repeat n HELD
+    put(tile, head, lane / 16u + @iu * 4u, 4u * (lane % 16u + 16u * @nu), made@i_@n, is_first, is_last);
+    made@i_@n = vec4<f32>(0.0);
+    @end
+    @end
 }
 
 // Puts four columns of a stretch to those before it; the last divides by what all weights are together.

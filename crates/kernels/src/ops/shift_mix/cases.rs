@@ -7,7 +7,7 @@ use crate::ops::NormKind;
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (width, mixes) in [(1, 1), (8, 6), (33, 2), (36, 6), (97, 3)] {
+    for (width, mixes) in [(1, 1), (8, 6), (33, 2), (36, 6), (97, 3), (600, 2)] {
         for kind in [NormKind::Layer, NormKind::Rms] {
             for (i, steps) in schedules().into_iter().enumerate() {
                 cases.push(case(width, mixes, kind, i, steps));

@@ -1,5 +1,5 @@
-// A workgroup takes a head of a span through its rows, one after another. Lane l keeps line l (and l + WG, ...) of the head's state,
-// a line for each value, from the first row to the last. What comes of the next row is read while this one is worked on.
+// A workgroup takes a head of a span through its rows, one after another. Lane l keeps line l (and l + WG, ...) of the head's
+// state, a line for each value, from the first row to the last. What comes of the next row is read while this one is worked on.
 
 struct Inputs { r: f32, k: f32, v: f32, w: f32, a: f32, g: f32, v_first: f32, mix: f32 }
 struct Constants { k_k: f32, k_a: f32, r_k: f32, weight: f32, bias: f32 }
@@ -12,6 +12,13 @@ var<workgroup> receptance: array<vec4<f32>, QUADS>;
 var<workgroup> bonus: array<vec4<f32>, QUADS>;
 var<workgroup> outs: array<vec4<f32>, QUADS>;
 
+// The lane's lines.
+@repeat l LINES
+@repeat i QUADS
+var<private> line@l_@i: vec4<f32>;
+@end
+@end
+
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let first = wg.x * SIZE;
@@ -22,15 +29,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let own@l = lane + @lu * WG;
     let kept@l = constants_of(first, own@l);
     var next@l = inputs_of(span.first_row, first, own@l);
-    @repeat i QUADS
-    var line@l_@i = vec4<f32>(0.0);
     @end
-    if (own@l < SIZE && span.start > 0u) {
-        @repeat i QUADS
-        line@l_@i = state_quad(state_at + own@l * SIZE, @iu);
-        @end
-    }
-    @end
+    take_state(lane, state_at, span.start > 0u);
     for (var row = span.first_row; row < end; row++) {
         @repeat l LINES
         let now@l = next@l;
@@ -78,10 +78,28 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         }
         @end
     }
+    keep_state(lane, state_at);
+}
+
+// A span that begins finds nothing.
+fn take_state(lane: u32, at: u32, is_there: bool) {
     @repeat l LINES
-    if (own@l < SIZE) {
+    @repeat i QUADS
+    line@l_@i = vec4<f32>(0.0);
+    @end
+    if (lane + @lu * WG < SIZE && is_there) {
         @repeat i QUADS
-        keep_quad(state_at + own@l * SIZE, @iu, line@l_@i);
+        line@l_@i = state_quad(at + (lane + @lu * WG) * SIZE, @iu);
+        @end
+    }
+    @end
+}
+
+fn keep_state(lane: u32, at: u32) {
+    @repeat l LINES
+    if (lane + @lu * WG < SIZE) {
+        @repeat i QUADS
+        keep_quad(at + (lane + @lu * WG) * SIZE, @iu, line@l_@i);
         @end
     }
     @end
