@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::batch::{BLOCK, Batch};
-use crate::profile::OpTime;
+use crate::profile::{DeviceWork, OpTime};
 use crate::program::{Buf, KvId, Program, RecId};
 use crate::rounding::Activations;
 use crate::sampling::{self, SampleRow, Sampled};
@@ -142,6 +142,11 @@ pub trait Executor: Send {
     /// What each op of the program took in the last run, in the program's order; nothing while profiling is off.
     fn op_times(&self) -> &[OpTime] {
         &[]
+    }
+
+    /// What was handed to a device of its own; nothing where there is none.
+    fn device_work(&self) -> DeviceWork {
+        DeviceWork::default()
     }
 
     /// The rows of the last batch (buffers) or the whole of a state, decoded to f32.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place};
 use crate::batch::Batch;
-use crate::profile::OpTime;
+use crate::profile::{DeviceWork, OpTime};
 use crate::program::Program;
 use crate::rounding::Activations;
 use crate::sampling::{SampleRow, Sampled};
@@ -56,6 +56,10 @@ pub trait Wrapper: Send {
         self.inner().op_times()
     }
 
+    fn device_work(&self) -> DeviceWork {
+        self.inner().device_work()
+    }
+
     fn read(&self, place: Place) -> Vec<f32> {
         self.inner().read(place)
     }
@@ -104,6 +108,10 @@ impl<W: Wrapper> Executor for W {
 
     fn op_times(&self) -> &[OpTime] {
         Wrapper::op_times(self)
+    }
+
+    fn device_work(&self) -> DeviceWork {
+        Wrapper::device_work(self)
     }
 
     fn read(&self, place: Place) -> Vec<f32> {

@@ -202,6 +202,13 @@ impl Gpu {
         waited.map_err(|error| BackendError::Device(error.to_string()))?;
         self.faults.check()
     }
+
+    /// Waits until what was handed over so far is done.
+    pub fn wait_for(&self, submitted: wgpu::SubmissionIndex) -> Result<(), BackendError> {
+        let wanted = wgpu::PollType::Wait { submission_index: Some(submitted), timeout: None };
+        self.device.poll(wanted).map_err(|error| BackendError::Device(error.to_string()))?;
+        self.faults.check()
+    }
 }
 
 /// What went wrong on a device and was told to nobody yet; that it is lost is told every time.

@@ -1,31 +1,36 @@
 //! A program on a device.
 
+mod handing;
+
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::compile::{Launch, bind, bindings_layout, compile};
 use super::device::Gpu;
 use super::memory;
 use super::profiling::Profiling;
-use super::record::{BufferId, Count, FIRST_TABLES, Fill, Recording, kv_words};
-use super::step::StepLayout;
+use super::record::{Angles, BufferId, Fill, Recording, kv_words};
+use super::step::{ASKED, StepWords};
 use crate::backend::{BackendError, Executor, KvType, Limits, MemoryUse, Place, check_batch, row_of_logits};
 use crate::batch::{BLOCK, Batch};
 use crate::cpu::{Level, Team};
 use crate::ops::rope_table::angles;
-use crate::profile::OpTime;
+use crate::profile::{DeviceWork, OpTime};
 use crate::program::{Buf, KvId, Program, RecId, Rows};
 use crate::sampling::cpu::CpuSampler;
 use crate::sampling::gpu::Asked;
 use crate::sampling::{SampleRow, Sampled};
+use handing::{Foreseen, Pending};
 
 /// Workgroups that there can be in one direction.
 const MAX_GROUPS: u32 = 65_535;
 
 pub(super) fn memory(recording: &Recording, program: &Program, limits: &Limits) -> MemoryUse {
     let mut memory = recording.memory();
-    let step = 4 * (StepLayout::new(limits).words() + FIRST_TABLES + limits.logit_rows.max(1));
-    let more = [step, spare_bytes(program, limits), CpuSampler::bytes_for(choices(program), 1)];
+    let step = StepWords::room(limits, recording.angles_of_row()).saturating_mul(4);
+    let chosen = 4 * limits.logit_rows.max(1);
+    let more = [step, chosen, spare_bytes(program, limits), CpuSampler::bytes_for(choices(program), 1)];
     memory.scratch = more.iter().fold(memory.scratch, |sum, &bytes| sum.saturating_add(bytes));
     memory
 }
@@ -55,13 +60,14 @@ pub(super) struct GpuExecutor {
     recording: Recording,
     buffers: Vec<wgpu::Buffer>,
     launches: Vec<Launch>,
-    step: StepBuffers,
+    step: StepBuffer,
     spare: wgpu::Buffer,
     memory: MemoryUse,
-    /// Work that is written down but not handed over.
-    pending: RefCell<Option<wgpu::CommandEncoder>>,
-    /// Whether a step's ops are part of it.
-    has_run: Cell<bool>,
+    pending: RefCell<Pending>,
+    /// Submissions that nobody has waited for.
+    in_flight: RefCell<VecDeque<wgpu::SubmissionIndex>>,
+    foreseen: RefCell<Option<Foreseen>>,
+    work: Cell<DeviceWork>,
     logits: OnceCell<Logits>,
     /// Of the last batch.
     rows: usize,
@@ -92,16 +98,15 @@ impl Logits {
     }
 }
 
-/// The batch on the device.
-struct StepBuffers {
-    layout: StepLayout,
+/// The step's words on the device.
+struct StepBuffer {
+    words: StepWords,
+    /// How often a larger buffer was made.
+    made: usize,
+    first_bytes: usize,
     bindings_layout: wgpu::BindGroupLayout,
-    step: wgpu::Buffer,
-    tables: wgpu::Buffer,
+    buffer: wgpu::Buffer,
     bindings: wgpu::BindGroup,
-    words: Vec<u32>,
-    table_words: Vec<u32>,
-    bytes: Vec<u8>,
 }
 
 impl GpuExecutor {
@@ -115,7 +120,7 @@ impl GpuExecutor {
         let buffers = memory::make(&gpu, &recording.buffers)?;
         // The weights are on the device now.
         recording.buffers.iter_mut().for_each(|spec| spec.fill = Fill::Zeros);
-        let step = StepBuffers::new(&gpu, limits);
+        let step = StepBuffer::new(&gpu, StepWords::room(limits, recording.angles_of_row()));
         let launches = compile(&gpu, &recording, &buffers, &step.bindings_layout)?;
         let spare = memory::buffer(&gpu, spare_bytes(program, limits));
         let chosen = memory::staging(&gpu, 4 * limits.logit_rows.max(1) as u64);
@@ -132,8 +137,10 @@ impl GpuExecutor {
             step,
             spare,
             memory,
-            pending: RefCell::new(None),
-            has_run: Cell::new(false),
+            pending: RefCell::default(),
+            in_flight: RefCell::default(),
+            foreseen: RefCell::default(),
+            work: Cell::default(),
             logits: OnceCell::new(),
             rows: 0,
             logit_rows: 0,
@@ -145,92 +152,16 @@ impl GpuExecutor {
         })
     }
 
-    /// Hands over what is written down.
-    fn submit(&self) {
-        if let Some(encoder) = self.pending.borrow_mut().take() {
-            self.gpu.queue.submit([encoder.finish()]);
-            self.has_run.set(false);
-        }
-    }
-
-    fn with_encoder<T>(&self, write: impl FnOnce(&mut wgpu::CommandEncoder) -> T) -> T {
-        let mut pending = self.pending.borrow_mut();
-        let new = || self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        write(pending.get_or_insert_with(new))
-    }
-
-    /// The angles of the step's rows, for every table of the program.
-    fn write_angles(&self, batch: &Batch) {
-        for table in &self.recording.angles {
-            let inv_freq = self.program.vector(table.inv_freq);
-            let floats =
-                batch.positions().iter().flat_map(|&position| angles(inv_freq, table.magnitude, position));
-            let buffer = memory::at(&self.buffers, table.buffer);
-            memory::write_words(&self.gpu, buffer, 0, floats.map(f32::to_bits));
-        }
-    }
-
-    /// None where this is not for steps of so many rows.
-    fn groups(&self, launch: &Launch) -> [u32; 3] {
-        let of_logits = launch.counts.iter().any(|count| matches!(count, Count::LogitRows(_)));
-        if !launch.rows.contains(if of_logits { &self.logit_rows } else { &self.rows }) {
-            return [0; 3];
-        }
-        launch.counts.map(|count| {
-            let groups = match count {
-                Count::Fixed(n) => n,
-                Count::Rows(per) => self.rows.div_ceil(per),
-                Count::LogitRows(per) => self.logit_rows.div_ceil(per),
-                Count::Spans => self.step.spans(),
-                Count::Asked => self.asked.len(),
-            };
-            u32::try_from(groups).unwrap_or(u32::MAX)
-        })
-    }
-
-    fn launch_all(&self, ops: Range<usize>) -> Result<(), BackendError> {
-        let is_wanted = |launch: &&Launch| ops.contains(&launch.op);
-        if let Some(groups) = self
-            .launches
-            .iter()
-            .filter(is_wanted)
-            .map(|launch| self.groups(launch))
-            .find(|groups| groups.iter().any(|&n| n > MAX_GROUPS))
-        {
-            return Err(BackendError::TooMany {
-                what: "workgroups of a kernel",
-                have: groups.into_iter().max().unwrap_or(0) as usize,
-                room: MAX_GROUPS as usize,
-            });
-        }
-        self.with_encoder(|encoder| match &self.profiling {
-            None => {
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-                self.launches.iter().filter(is_wanted).for_each(|launch| self.launch(&mut pass, launch));
-            }
-            Some(profiling) => {
-                for op in ops.clone() {
-                    let mut pass = encoder.begin_compute_pass(&profiling.pass(op));
-                    self.launches
-                        .iter()
-                        .filter(|launch| launch.op == op)
-                        .for_each(|launch| self.launch(&mut pass, launch));
-                }
-                profiling.resolve(encoder);
-            }
-        });
-        Ok(())
-    }
-
-    fn launch(&self, pass: &mut wgpu::ComputePass, launch: &Launch) {
-        let [x, y, z] = self.groups(launch);
-        if x == 0 || y == 0 || z == 0 {
-            return;
-        }
-        pass.set_pipeline(&launch.pipeline);
-        pass.set_bind_group(0, &self.step.bindings, &[]);
-        pass.set_bind_group(1, &launch.bindings, &[]);
-        pass.dispatch_workgroups(x, y, z);
+    /// The batch and the angles of its rows, for every table of the program, as the words of the step to come.
+    fn write_batch(&mut self, batch: &Batch) {
+        let (tables, program, words) = (&self.recording.angles, &self.program, &mut self.step.words);
+        let of_table = |table: &Angles| {
+            let (inv_freq, magnitude) = (program.vector(table.inv_freq), table.magnitude);
+            batch.positions().iter().flat_map(move |&position| angles(inv_freq, magnitude, position))
+        };
+        words.write(batch, tables.iter().flat_map(of_table));
+        let most_asked = ASKED * self.limits.logit_rows;
+        self.step.make_room(&self.gpu, self.step.words.of_batch() + most_asked);
     }
 
     fn rows_of(&self, buf: Buf) -> usize {
@@ -238,7 +169,7 @@ impl GpuExecutor {
     }
 
     fn fetch(&self, buffer: BufferId, bytes: usize) -> Result<Vec<u32>, BackendError> {
-        self.submit();
+        self.hand_over(0)?;
         memory::read_words(&self.gpu, memory::at(&self.buffers, buffer), bytes)
     }
 
@@ -276,27 +207,20 @@ impl GpuExecutor {
     }
 
     /// The likeliest tokens that are asked for, with the step that is still to be handed over.
-    fn choose(&self) -> Result<Vec<u32>, BackendError> {
-        let mut words = Vec::new();
-        let (count, choice) = (self.asked.len(), self.recording.choice.as_ref());
-        let Some(choice) = choice.filter(|_| count > 0) else { return Ok(words) };
-        let asked = memory::at(&self.buffers, choice.asked.buffer);
-        memory::write_words(&self.gpu, asked, 0, self.asked.words());
-        let op = self.program.ops().len();
-        let bytes = 4 * count as u64;
-        self.with_encoder(|encoder| {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            self.launches
-                .iter()
-                .filter(|launch| launch.op == op)
-                .for_each(|launch| self.launch(&mut pass, launch));
-            drop(pass);
-            let chosen = memory::at(&self.buffers, choice.chosen.buffer);
-            encoder.copy_buffer_to_buffer(chosen, 0, &self.chosen, 0, bytes);
-        });
-        self.submit();
-        memory::take(&self.gpu, &self.chosen, bytes, &mut words)?;
-        Ok(words)
+    fn choose(&mut self) -> Result<Vec<u32>, BackendError> {
+        let asked = self.asked.len();
+        if asked > 0 {
+            self.step.words.ask(asked, self.asked.words());
+        }
+        let has_step = self.has_step();
+        let handed = self.hand_over(asked)?;
+        if let Some(shape) = handed.filter(|_| has_step && self.profiling.is_none()) {
+            self.foresee(shape);
+        }
+        match asked {
+            0 => Ok(Vec::new()),
+            _ => self.take(&self.chosen, 4 * asked as u64),
+        }
     }
 
     fn copy(&self, buffer: BufferId, bytes: usize, from: u32, to: u32) {
@@ -305,7 +229,7 @@ impl GpuExecutor {
         }
         let buffer = memory::at(&self.buffers, buffer);
         let (bytes, from, to) = (bytes as u64, u64::from(from), u64::from(to));
-        self.with_encoder(|encoder| {
+        self.beside(|encoder| {
             encoder.copy_buffer_to_buffer(buffer, from * bytes, &self.spare, 0, bytes);
             encoder.copy_buffer_to_buffer(&self.spare, 0, buffer, to * bytes, bytes);
         });
@@ -321,10 +245,9 @@ impl Executor for GpuExecutor {
         check_batch(&self.program, &self.limits, batch)?;
         (self.rows, self.logit_rows) = (batch.rows(), batch.logit_rows().len());
         self.logits = OnceCell::new();
-        // What is written to a buffer is there before all that is handed over later: the step before must not find this one's
-        // batch. Copies of state before the step read nothing of it, and go with it.
-        if self.has_run.get() {
-            self.submit();
+        // The step before must not find this one's batch.
+        if self.has_step() {
+            self.hand_over(0)?;
         }
         if let Some(profiling) = &mut self.profiling {
             profiling.begin(ops.clone());
@@ -332,12 +255,11 @@ impl Executor for GpuExecutor {
         if batch.rows() == 0 || ops.is_empty() {
             return self.gpu.faults.check();
         }
-        self.step.write(&self.gpu, batch);
-        self.write_angles(batch);
-        self.launch_all(ops)?;
-        self.has_run.set(true);
+        self.write_batch(batch);
+        self.shape(Some(&ops), 0)?;
+        self.begin_step(ops);
         if self.profiling.is_some() {
-            self.submit();
+            self.hand_over(0)?;
             if let Some(profiling) = &mut self.profiling {
                 profiling.read(&self.gpu)?;
             }
@@ -383,7 +305,12 @@ impl Executor for GpuExecutor {
     }
 
     fn memory(&self) -> MemoryUse {
-        self.memory
+        let grown = self.step.buffer.size() as usize - self.step.first_bytes;
+        MemoryUse { scratch: self.memory.scratch + grown, ..self.memory }
+    }
+
+    fn device_work(&self) -> DeviceWork {
+        self.work.get()
     }
 
     fn copy_block(&mut self, from: u32, to: u32) {
@@ -428,7 +355,8 @@ impl Executor for GpuExecutor {
     }
 
     fn write(&mut self, place: Place, values: &[f32]) {
-        self.submit();
+        // What fails is told by the next step.
+        let _ = self.hand_over(0);
         self.logits = OnceCell::new();
         let (id, _) = self.find(place);
         let words = match place {
@@ -442,34 +370,37 @@ impl Executor for GpuExecutor {
     }
 }
 
-impl StepBuffers {
-    fn new(gpu: &Gpu, limits: &Limits) -> StepBuffers {
-        let layout = StepLayout::new(limits);
+impl StepBuffer {
+    fn new(gpu: &Gpu, room: usize) -> StepBuffer {
         let bindings_layout = bindings_layout(gpu, &[false, false]);
-        let step = memory::buffer(gpu, 4 * layout.words());
-        let tables = memory::buffer(gpu, 4 * FIRST_TABLES);
-        let bindings = bind(gpu, &bindings_layout, [step.as_entire_binding(), tables.as_entire_binding()]);
-        let (words, table_words, bytes) = (Vec::new(), Vec::new(), Vec::new());
-        StepBuffers { layout, bindings_layout, step, tables, bindings, words, table_words, bytes }
+        let (buffer, bindings) = StepBuffer::bound(gpu, &bindings_layout, room);
+        let first_bytes = buffer.size() as usize;
+        StepBuffer { words: StepWords::default(), made: 0, first_bytes, bindings_layout, buffer, bindings }
     }
 
-    fn spans(&self) -> usize {
-        self.words.get(1).map_or(0, |&n| n as usize)
+    fn bound(gpu: &Gpu, layout: &wgpu::BindGroupLayout, words: usize) -> (wgpu::Buffer, wgpu::BindGroup) {
+        let buffer = memory::buffer(gpu, 4 * words);
+        let both = [buffer.as_entire_binding(), buffer.as_entire_binding()];
+        let bindings = bind(gpu, layout, both);
+        (buffer, bindings)
     }
 
-    fn write(&mut self, gpu: &Gpu, batch: &Batch) {
-        self.layout.write(batch, &mut self.words, &mut self.table_words);
-        let have = self.tables.size() as usize;
-        if 4 * self.table_words.len() > have {
-            // Tables may share blocks, so they may be longer together than there are blocks.
-            self.tables = memory::buffer(gpu, (4 * self.table_words.len()).max(2 * have));
-            let resources = [self.step.as_entire_binding(), self.tables.as_entire_binding()];
-            self.bindings = bind(gpu, &self.bindings_layout, resources);
+    /// Makes a larger buffer where so many words have no room.
+    fn make_room(&mut self, gpu: &Gpu, words: usize) {
+        let have = self.buffer.size() as usize / 4;
+        if words > have {
+            self.made += 1;
+            (self.buffer, self.bindings) = StepBuffer::bound(gpu, &self.bindings_layout, words.max(2 * have));
         }
-        for (words, to) in [(&self.words, &self.step), (&self.table_words, &self.tables)] {
-            self.bytes.clear();
-            self.bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-            gpu.queue.write_buffer(to, 0, &self.bytes);
-        }
+    }
+
+    fn upload(&self, gpu: &Gpu) {
+        memory::write_words(gpu, &self.buffer, 0, self.words.words().iter().copied());
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/gpu_at_hand/mod.rs"]
+mod gpu_at_hand;
+#[cfg(test)]
+mod tests;

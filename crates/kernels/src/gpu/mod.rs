@@ -19,6 +19,7 @@ pub use device::{GpuInfo, GpuKind, GpuOptions};
 
 pub(crate) use kernel::Kernel;
 pub(crate) use record::{Count, Recorder, View};
+pub(crate) use step::ASKED;
 
 use device::Gpu;
 use executor::GpuExecutor;
@@ -39,6 +40,13 @@ impl GpuBackend {
     }
 }
 
+impl GpuBackend {
+    fn executor(&self, program: &Program, limits: &Limits) -> Result<GpuExecutor, BackendError> {
+        let recording = record::record(program, limits, &self.gpu.traits)?;
+        GpuExecutor::new(self.gpu.clone(), recording, program, limits)
+    }
+}
+
 impl Backend for GpuBackend {
     fn name(&self) -> &'static str {
         "gpu"
@@ -54,8 +62,7 @@ impl Backend for GpuBackend {
     }
 
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
-        let recording = record::record(program, limits, &self.gpu.traits)?;
-        Ok(Box::new(GpuExecutor::new(self.gpu.clone(), recording, program, limits)?))
+        Ok(Box::new(self.executor(program, limits)?))
     }
 }
 

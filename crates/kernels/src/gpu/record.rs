@@ -20,9 +20,6 @@ use crate::sampling::gpu::Choice;
 /// Offsets of bindings are multiples of this on every device.
 const ALIGNMENT: usize = 256;
 
-/// Words of block tables that there is room for at first.
-pub(crate) const FIRST_TABLES: usize = 1024;
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct BufferId(pub usize);
 
@@ -69,7 +66,7 @@ pub(crate) enum Count {
     /// One for every so many rows that want logits.
     LogitRows(usize),
     Spans,
-    /// One for every row of logits whose likeliest token is asked for.
+    /// One for every choice that is asked for.
     Asked,
 }
 
@@ -91,11 +88,12 @@ pub(crate) struct KernelText {
     pub is_written: Vec<bool>,
 }
 
-/// A buffer that the host fills with the cosines and sines of a step's rows.
+/// Cosines and sines of a step's rows, which the host writes with the step.
 pub(crate) struct Angles {
     pub inv_freq: VecId,
     pub magnitude: f32,
-    pub buffer: BufferId,
+    /// Of a row.
+    pub width: usize,
 }
 
 /// Rows of a matrix that are of one type and lie in one binding.
@@ -122,6 +120,11 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
+    /// Cosines and sines that come with every row of a step.
+    pub fn angles_of_row(&self) -> usize {
+        self.angles.iter().map(|angles| angles.width).sum()
+    }
+
     pub fn memory(&self) -> MemoryUse {
         let of = |class| {
             let buffers = self.buffers.iter().filter(|b| b.class == class);
@@ -337,12 +340,12 @@ impl Recorder<'_> {
         Ok(pieces)
     }
 
-    /// A buffer that the host fills with a step's angles before the first op.
-    pub fn angles(&mut self, inv_freq: VecId, magnitude: f32) -> Result<View, BackendError> {
+    /// Has a step's angles written with it; tells how many of each row come before them.
+    pub fn angles(&mut self, inv_freq: VecId, magnitude: f32) -> usize {
+        let before = self.recording.angles_of_row();
         let width = 2 * self.program.vector(inv_freq).len();
-        let buffer = self.floats(&[width, self.limits.rows], Class::Scratch)?;
-        self.recording.angles.push(Angles { inv_freq, magnitude, buffer });
-        Ok(self.whole(buffer))
+        self.recording.angles.push(Angles { inv_freq, magnitude, width });
+        before
     }
 
     /// Records what is done in steps of so many rows alone, of the batch or of those that want logits.

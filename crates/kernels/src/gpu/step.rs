@@ -1,60 +1,100 @@
-//! A step's batch as one array of words that all kernels can see.
+//! A step's batch as one array of words that all kernels can see: one write brings all that a step is.
 
 use crate::backend::Limits;
 use crate::batch::Batch;
 
 /// Counts, and where the arrays begin: kernels read that, so that they are the same for every size of a step.
-const HEAD: usize = 8;
+const HEAD: usize = 12;
 /// Words of a span: first row, rows, start, where its table begins, slot.
 const SPAN: usize = 5;
+/// Words of what is asked of a row of logits.
+pub(crate) const ASKED: usize = 8;
 
-/// Where the arrays lie.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StepLayout {
-    rows: usize,
-    logit_rows: usize,
+/// Words of block tables that there is room for at least.
+const FIRST_TABLES: usize = 1024;
+
+/// Places in the head.
+mod place {
+    pub const ASKED: usize = 8;
+    pub const PLAIN: usize = 9;
 }
 
-impl StepLayout {
-    pub fn new(limits: &Limits) -> StepLayout {
-        StepLayout { rows: limits.rows, logit_rows: limits.logit_rows }
+/// The words of a step.
+#[derive(Default)]
+pub(crate) struct StepWords {
+    words: Vec<u32>,
+    /// Words but for what is asked.
+    batch: usize,
+    spans: usize,
+}
+
+impl StepWords {
+    /// Words that there is room for at first, where a row has so many angles. Tables may share blocks, so they may be longer
+    /// together than there are blocks.
+    pub fn room(limits: &Limits, angles: usize) -> usize {
+        let of_row = 3 + SPAN + angles;
+        let rows = limits.rows.saturating_mul(of_row);
+        let logit_rows = limits.logit_rows.saturating_mul(1 + ASKED);
+        [rows, logit_rows, limits.blocks.max(FIRST_TABLES)].into_iter().fold(HEAD, usize::saturating_add)
     }
 
-    fn spans_at(&self) -> usize {
-        HEAD + 3 * self.rows + self.logit_rows
-    }
-
-    pub fn words(&self) -> usize {
-        self.spans_at() + SPAN * self.rows
-    }
-
-    /// The batch in words, and the block tables, both in place of what was there. Spans without rows have nothing to be done.
-    pub fn write(&self, batch: &Batch, step: &mut Vec<u32>, tables: &mut Vec<u32>) {
-        step.clear();
-        tables.clear();
-        step.resize(self.words(), 0);
-        let mut spans = 0;
-        for span in batch.spans().iter().filter(|span| span.rows > 0) {
-            let at = self.spans_at() + SPAN * spans;
-            let words = [span.first_row, span.rows, span.start, tables.len() as u32, span.slot];
-            step[at..at + SPAN].copy_from_slice(&words);
-            tables.extend_from_slice(batch.block_table(span));
-            let rows = span.row_range();
-            step[HEAD + 2 * self.rows..][rows].fill(spans as u32);
-            spans += 1;
+    /// The batch and the angles of its rows, in place of what was there. Spans without rows have nothing to be done.
+    pub fn write(&mut self, batch: &Batch, angles: impl Iterator<Item = f32>) {
+        let (words, rows) = (&mut self.words, batch.rows());
+        let spans = || batch.spans().iter().filter(|span| span.rows > 0);
+        self.spans = spans().count();
+        words.clear();
+        words.resize(HEAD, 0);
+        words.extend_from_slice(batch.tokens());
+        let positions = words.len();
+        words.extend_from_slice(batch.positions());
+        let span_of = words.len();
+        words.resize(span_of + rows, 0);
+        let logits = words.len();
+        words.extend_from_slice(batch.logit_rows());
+        let spans_at = words.len();
+        let mut table = spans_at + SPAN * self.spans;
+        for (number, span) in (0..).zip(spans()) {
+            words.extend([span.first_row, span.rows, span.start, table as u32, span.slot]);
+            words[span_of..][span.row_range()].fill(number);
+            table += batch.block_table(span).len();
         }
-        let mut put = |at: usize, words: &[u32]| step[at..at + words.len()].copy_from_slice(words);
-        let (positions, span_of, logits) = (HEAD + self.rows, HEAD + 2 * self.rows, HEAD + 3 * self.rows);
-        let counts =
-            [batch.rows(), spans, batch.logit_rows().len(), positions, span_of, logits, self.spans_at()];
-        put(0, &counts.map(|n| n as u32));
-        put(HEAD, batch.tokens());
-        put(HEAD + self.rows, batch.positions());
-        put(HEAD + 3 * self.rows, batch.logit_rows());
+        spans().for_each(|span| words.extend_from_slice(batch.block_table(span)));
+        let angles_at = words.len();
+        words.extend(angles.map(f32::to_bits));
+        self.batch = words.len();
+        let counts = [rows, self.spans, batch.logit_rows().len()];
+        let places = [positions, span_of, logits, spans_at, angles_at];
+        for (to, from) in words.iter_mut().zip(counts.into_iter().chain(places)) {
+            *to = from as u32;
+        }
+    }
+
+    /// What is asked of rows of logits, in place of what was asked before: first the plain ones.
+    pub fn ask(&mut self, plain: usize, asked: impl Iterator<Item = u32>) {
+        // Before the first batch there is nothing.
+        self.batch = self.batch.max(HEAD);
+        self.words.resize(self.batch, 0);
+        self.words[place::ASKED] = self.batch as u32;
+        self.words[place::PLAIN] = plain as u32;
+        self.words.extend(asked);
+    }
+
+    pub fn spans(&self) -> usize {
+        self.spans
+    }
+
+    /// Words but for what is asked.
+    pub fn of_batch(&self) -> usize {
+        self.batch
+    }
+
+    pub fn words(&self) -> &[u32] {
+        &self.words
     }
 }
 
-/// How kernels see a step.
+/// How kernels see a step. Both bindings are of the same words.
 pub(crate) fn wgsl() -> String {
     format!(
         "@group(0) @binding(0) var<storage, read> step_words: array<u32>;\n\
@@ -68,6 +108,11 @@ pub(crate) fn wgsl() -> String {
          fn span_number(row: u32) -> u32 {{ return step_words[step_words[4] + row]; }}\n\
          fn logit_row(i: u32) -> u32 {{ return step_words[step_words[5] + i]; }}\n\
          fn span_at(i: u32) -> Span {{\n    let at = step_words[6] + {SPAN}u * i;\n    return Span(step_words[at], \
-         step_words[at + 1u], step_words[at + 2u], step_words[at + 3u], step_words[at + 4u]);\n}}\n"
+         step_words[at + 1u], step_words[at + 2u], step_words[at + 3u], step_words[at + 4u]);\n}}\n\
+         fn angle(at: u32) -> f32 {{ return bitcast<f32>(step_words[step_words[7] + at]); }}\n\
+         fn asked(i: u32, word: u32) -> u32 {{ return step_words[step_words[{}] + {ASKED}u * i + word]; }}\n\
+         fn asked_plainly() -> u32 {{ return step_words[{}]; }}\n",
+        place::ASKED,
+        place::PLAIN,
     )
 }

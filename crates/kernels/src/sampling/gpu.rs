@@ -3,33 +3,43 @@
 
 use super::SampleRow;
 use crate::backend::BackendError;
-use crate::gpu::{Count, Kernel, Recorder, View};
+use crate::gpu::{ASKED, Count, Kernel, Recorder, View};
 
-/// Lanes that look through a row.
-const LANES: usize = 256;
+/// Tokens whose greatest logit is looked for together.
+const BLOCK: usize = 256;
 
 /// What stands for a row in which there is no likeliest token.
 const NONE: u32 = u32::MAX;
 
-/// Where the choice is asked for and where it lies.
+/// Where what is chosen lies.
 #[derive(Clone, Copy)]
 pub(crate) struct Choice {
-    pub asked: View,
     pub chosen: View,
 }
 
 pub(crate) fn record(recorder: &mut Recorder) -> Result<Choice, BackendError> {
-    let logits = recorder.program.logits();
-    let (asked, chosen) = (recorder.logits_scratch(2)?, recorder.logits_scratch(1)?);
-    let mut kernel = Kernel::new("argmax", LANES);
-    let view = recorder.buf(logits);
-    kernel.read("logits", "f32", view);
-    kernel.read("asked", "u32", asked);
+    let (logits, width) = {
+        let logits = recorder.program.logits();
+        (recorder.buf(logits), recorder.width(logits))
+    };
+    let of_row = width.div_ceil(BLOCK);
+    let (blocks, chosen) = (recorder.logits_scratch(2 * of_row)?, recorder.logits_scratch(1)?);
+    let mut kernel = Kernel::new("survey", BLOCK);
+    kernel.read("logits", "u32", logits);
+    kernel.write("blocks", "vec2<u32>", blocks);
+    kernel.size("WIDTH", width);
+    kernel.size("BLOCKS", of_row);
+    kernel.part(include_str!("gpu/order.wgsl"));
+    kernel.part(include_str!("gpu/survey.wgsl"));
+    recorder.dispatch(&kernel, [Count::Fixed(of_row), Count::Asked, Count::Fixed(1)]);
+    let mut kernel = Kernel::new("likeliest", BLOCK);
+    kernel.read("blocks", "vec2<u32>", blocks);
     kernel.write("chosen", "u32", chosen);
-    kernel.size("WIDTH", recorder.width(logits));
-    kernel.part(include_str!("argmax.wgsl"));
+    kernel.size("BLOCKS", of_row);
+    kernel.part(include_str!("gpu/order.wgsl"));
+    kernel.part(include_str!("gpu/likeliest.wgsl"));
     recorder.dispatch(&kernel, [Count::Asked, Count::Fixed(1), Count::Fixed(1)]);
-    Ok(Choice { asked, chosen })
+    Ok(Choice { chosen })
 }
 
 /// What is asked of the device in a step: rows of logits and how many tokens of them there are, each pair once.
@@ -54,7 +64,11 @@ impl Asked {
     }
 
     pub fn words(&self) -> impl Iterator<Item = u32> {
-        self.pairs.iter().flatten().copied()
+        self.pairs.iter().flat_map(|&[row, vocab]| {
+            let mut words = [0; ASKED];
+            (words[0], words[1]) = (row, vocab);
+            words
+        })
     }
 
     /// The token of a row that was asked for, or that there is none; `None` where it was not.
