@@ -40,6 +40,25 @@ pub struct DeviceWork {
     pub waiting: Duration,
 }
 
+impl std::ops::Sub for DeviceWork {
+    type Output = DeviceWork;
+
+    /// What came after an earlier moment.
+    fn sub(self, before: DeviceWork) -> DeviceWork {
+        DeviceWork {
+            submissions: self.submissions - before.submissions,
+            passes: self.passes - before.passes,
+            dispatches: self.dispatches - before.dispatches,
+            waits: self.waits - before.waits,
+            read_bytes: self.read_bytes - before.read_bytes,
+            encoding: self.encoding - before.encoding,
+            foreseeing: self.foreseeing - before.foreseeing,
+            submitting: self.submitting - before.submitting,
+            waiting: self.waiting - before.waiting,
+        }
+    }
+}
+
 /// What an op has to do in a step, counted from the program and not measured. Norms, biases and activation functions
 /// are left out: next to the products they are nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

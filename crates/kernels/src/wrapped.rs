@@ -64,6 +64,10 @@ pub trait Wrapper: Send {
         self.inner().read(place)
     }
 
+    fn fetch(&self, place: Place) -> Result<Vec<f32>, BackendError> {
+        self.inner().fetch(place)
+    }
+
     fn write(&mut self, place: Place, values: &[f32]) {
         self.inner_mut().write(place, values);
     }
@@ -118,6 +122,10 @@ impl<W: Wrapper> Executor for W {
         Wrapper::read(self, place)
     }
 
+    fn fetch(&self, place: Place) -> Result<Vec<f32>, BackendError> {
+        Wrapper::fetch(self, place)
+    }
+
     fn write(&mut self, place: Place, values: &[f32]) {
         Wrapper::write(self, place, values);
     }
@@ -148,6 +156,10 @@ impl Backend for Wrapped {
 
     fn activations(&self) -> Activations {
         self.backend.activations()
+    }
+
+    fn is_in_host_memory(&self) -> bool {
+        self.backend.is_in_host_memory()
     }
 
     fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {

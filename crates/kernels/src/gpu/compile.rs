@@ -94,6 +94,9 @@ fn pipelines<'a>(
     });
     // What failed is not kept.
     gpu.faults.check()?;
+    if let Some(cache) = gpu.cache.as_ref().filter(|_| !made.is_empty()) {
+        cache.keep();
+    }
     known().extend(made);
     Ok(kernels.iter().map(|kernel| known()[&kernel.text].clone()).collect())
 }
@@ -129,6 +132,6 @@ fn pipeline(
             zero_initialize_workgroup_memory: false,
             ..wgpu::PipelineCompilationOptions::default()
         },
-        cache: None,
+        cache: gpu.cache.as_ref().map(|kept| &kept.cache),
     })
 }

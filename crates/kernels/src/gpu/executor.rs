@@ -3,8 +3,9 @@
 mod handing;
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
+use std::time::Instant;
 
 use super::compile::{Launch, bind, bindings_layout, compile};
 use super::device::Gpu;
@@ -19,9 +20,9 @@ use crate::ops::rope_table::angles;
 use crate::profile::{DeviceWork, OpTime};
 use crate::program::{Buf, KvId, Program, RecId, Rows};
 use crate::sampling::cpu::CpuSampler;
-use crate::sampling::gpu::Asked;
+use crate::sampling::gpu::{Asked, RECORD, most_asked, most_plain, most_weighed};
 use crate::sampling::{SampleRow, Sampled};
-use handing::{Foreseen, Pending};
+use handing::{Choices, Foreseen, Pending};
 
 /// Workgroups that there can be in one direction.
 const MAX_GROUPS: u32 = 65_535;
@@ -29,10 +30,24 @@ const MAX_GROUPS: u32 = 65_535;
 pub(super) fn memory(recording: &Recording, program: &Program, limits: &Limits) -> MemoryUse {
     let mut memory = recording.memory();
     let step = StepWords::room(limits, recording.angles_of_row()).saturating_mul(4);
-    let chosen = 4 * limits.logit_rows.max(1);
-    let more = [step, chosen, spare_bytes(program, limits), CpuSampler::bytes_for(choices(program), 1)];
+    // Logits that come to the host, for rows that need all of them.
+    let logits = program.buffer(program.logits()).width.saturating_mul(4 * limits.logit_rows);
+    let more = [
+        // On the device and on the host.
+        step.saturating_mul(2),
+        chosen_bytes(limits),
+        logits,
+        logits.min(memory::PORTION),
+        spare_bytes(program, limits),
+        CpuSampler::bytes_for(choices(program), 1),
+    ];
     memory.scratch = more.iter().fold(memory.scratch, |sum, &bytes| sum.saturating_add(bytes));
     memory
+}
+
+/// What comes back of a step at most.
+fn chosen_bytes(limits: &Limits) -> usize {
+    4 * most_plain(limits).saturating_add(RECORD * most_weighed(limits))
 }
 
 /// Tokens that can be chosen.
@@ -46,6 +61,11 @@ fn spare_bytes(program: &Program, limits: &Limits) -> usize {
     let blocks = state.kv.iter().map(|layer| block_bytes(layer, limits.kv_type));
     let slots = state.recurrent.iter().map(|width| 4 * width);
     blocks.chain(slots).max().unwrap_or(0).max(4)
+}
+
+/// The cosines and sines of a position, as words.
+fn angles_of<'a>(table: &Angles, program: &'a Program, position: u32) -> impl Iterator<Item = u32> + use<'a> {
+    angles(program.vector(table.inv_freq), table.magnitude, position).map(f32::to_bits)
 }
 
 /// Bytes of a block's keys in a layer.
@@ -67,6 +87,8 @@ pub(super) struct GpuExecutor {
     /// Submissions that nobody has waited for.
     in_flight: RefCell<VecDeque<wgpu::SubmissionIndex>>,
     foreseen: RefCell<Option<Foreseen>>,
+    /// The angles of positions that are likely to come next, of all tables.
+    angles_ahead: HashMap<u32, Vec<u32>>,
     work: Cell<DeviceWork>,
     logits: OnceCell<Logits>,
     /// Of the last batch.
@@ -123,7 +145,7 @@ impl GpuExecutor {
         let step = StepBuffer::new(&gpu, StepWords::room(limits, recording.angles_of_row()));
         let launches = compile(&gpu, &recording, &buffers, &step.bindings_layout)?;
         let spare = memory::buffer(&gpu, spare_bytes(program, limits));
-        let chosen = memory::staging(&gpu, 4 * limits.logit_rows.max(1) as u64);
+        let chosen = memory::staging(&gpu, chosen_bytes(limits) as u64);
         let sampler = CpuSampler::new(choices(program), 1)?;
         let team = Team::start(1).map_err(|_| BackendError::Memory { what: "a thread", bytes: 0 })?;
         gpu.faults.check()?;
@@ -140,6 +162,7 @@ impl GpuExecutor {
             pending: RefCell::default(),
             in_flight: RefCell::default(),
             foreseen: RefCell::default(),
+            angles_ahead: HashMap::new(),
             work: Cell::default(),
             logits: OnceCell::new(),
             rows: 0,
@@ -154,22 +177,43 @@ impl GpuExecutor {
 
     /// The batch and the angles of its rows, for every table of the program, as the words of the step to come.
     fn write_batch(&mut self, batch: &Batch) {
-        let (tables, program, words) = (&self.recording.angles, &self.program, &mut self.step.words);
-        let of_table = |table: &Angles| {
-            let (inv_freq, magnitude) = (program.vector(table.inv_freq), table.magnitude);
-            batch.positions().iter().flat_map(move |&position| angles(inv_freq, magnitude, position))
-        };
-        words.write(batch, tables.iter().flat_map(of_table));
-        let most_asked = ASKED * self.limits.logit_rows;
+        let (recording, program, known) = (&self.recording, &self.program, &self.angles_ahead);
+        self.step.words.write(batch, |words| {
+            let mut before = 0;
+            for table in &recording.angles {
+                for &position in batch.positions() {
+                    match known.get(&position) {
+                        Some(all) => words.extend_from_slice(&all[before..before + table.width]),
+                        None => words.extend(angles_of(table, program, position)),
+                    }
+                }
+                before += table.width;
+            }
+        });
+        let most_asked = ASKED * most_asked(&self.limits);
         self.step.make_room(&self.gpu, self.step.words.of_batch() + most_asked);
+    }
+
+    /// Computes the angles of the positions at which sequences that write go on; for when the device is at work.
+    fn foresee_angles(&mut self) {
+        self.angles_ahead.clear();
+        if self.step.words.spans() < self.rows {
+            return;
+        }
+        for position in self.step.words.positions(self.rows) {
+            let next = position.saturating_add(1);
+            let tables = self.recording.angles.iter();
+            let all = tables.flat_map(|table| angles_of(table, &self.program, next));
+            self.angles_ahead.insert(next, all.collect());
+        }
     }
 
     fn rows_of(&self, buf: Buf) -> usize {
         if self.program.buffer(buf).rows == Rows::Batch { self.rows } else { self.logit_rows }
     }
 
-    fn fetch(&self, buffer: BufferId, bytes: usize) -> Result<Vec<u32>, BackendError> {
-        self.hand_over(0)?;
+    fn fetch_words(&self, buffer: BufferId, bytes: usize) -> Result<Vec<u32>, BackendError> {
+        self.hand_over(Choices::default())?;
         memory::read_words(&self.gpu, memory::at(&self.buffers, buffer), bytes)
     }
 
@@ -177,7 +221,7 @@ impl GpuExecutor {
     fn fetch_rows(&self, buf: Buf) -> Result<Vec<f32>, BackendError> {
         let slot = self.program.plan().slot_of(buf).expect("only buffers of ops are read");
         let n = self.rows_of(buf) * self.program.buffer(buf).width;
-        let words = self.fetch(self.recording.slots[slot], 4 * n)?;
+        let words = self.fetch_words(self.recording.slots[slot], 4 * n)?;
         Ok(words.into_iter().map(f32::from_bits).collect())
     }
 
@@ -206,20 +250,28 @@ impl GpuExecutor {
         (id, self.recording.buffers[id.0].bytes)
     }
 
-    /// The likeliest tokens that are asked for, with the step that is still to be handed over.
+    /// Chooses tokens by all of their rows' logits, which come to the host for it.
+    fn choose_by_all(&mut self, rows: &[SampleRow], out: &mut Vec<Sampled>) -> Result<(), BackendError> {
+        self.fetched_logits();
+        let logits = self.logits.get().map_or(Ok(&[][..]), Logits::checked)?;
+        let of_row = |row| row_of_logits(&self.program, logits, row).expect("the rows were looked at");
+        self.sampler.sample(&self.team, Level::best(), &of_row, rows, out);
+        Ok(())
+    }
+
+    /// What is asked for of the device, with the step that is still to be handed over.
     fn choose(&mut self) -> Result<Vec<u32>, BackendError> {
-        let asked = self.asked.len();
-        if asked > 0 {
-            self.step.words.ask(asked, self.asked.words());
-        }
+        let choices = Choices { plain: self.asked.plain(), weighed: self.asked.weighed() };
+        self.step.words.ask(choices.plain, self.asked.blocks(), self.asked.words());
         let has_step = self.has_step();
-        let handed = self.hand_over(asked)?;
+        let handed = self.hand_over(choices)?;
         if let Some(shape) = handed.filter(|_| has_step && self.profiling.is_none()) {
             self.foresee(shape);
+            self.foresee_angles();
         }
-        match asked {
+        match 4 * (choices.plain + choices.weighed * RECORD) as u64 {
             0 => Ok(Vec::new()),
-            _ => self.take(&self.chosen, 4 * asked as u64),
+            bytes => self.take(&self.chosen, bytes),
         }
     }
 
@@ -243,12 +295,12 @@ impl Executor for GpuExecutor {
 
     fn run_ops(&mut self, batch: &Batch, ops: Range<usize>) -> Result<(), BackendError> {
         check_batch(&self.program, &self.limits, batch)?;
-        (self.rows, self.logit_rows) = (batch.rows(), batch.logit_rows().len());
-        self.logits = OnceCell::new();
         // The step before must not find this one's batch.
         if self.has_step() {
-            self.hand_over(0)?;
+            self.hand_over(Choices::default())?;
         }
+        (self.rows, self.logit_rows) = (batch.rows(), batch.logit_rows().len());
+        self.logits = OnceCell::new();
         if let Some(profiling) = &mut self.profiling {
             profiling.begin(ops.clone());
         }
@@ -256,13 +308,18 @@ impl Executor for GpuExecutor {
             return self.gpu.faults.check();
         }
         self.write_batch(batch);
-        self.shape(Some(&ops), 0)?;
+        self.shape(Some(&ops), Choices::default())?;
         self.begin_step(ops);
         if self.profiling.is_some() {
-            self.hand_over(0)?;
+            self.hand_over(Choices::default())?;
+            let begin = Instant::now();
             if let Some(profiling) = &mut self.profiling {
                 profiling.read(&self.gpu)?;
             }
+            self.note(|work| {
+                work.waits += 1;
+                work.waiting += begin.elapsed();
+            });
         }
         self.gpu.faults.check()
     }
@@ -281,31 +338,28 @@ impl Executor for GpuExecutor {
         if let Some(row) = rows.iter().find(|row| row.logits >= have) {
             return Err(BackendError::LogitRow { row: row.logits as u32, rows: have });
         }
-        self.asked.gather(rows, choices, self.limits.logit_rows);
-        let chosen = self.choose()?;
-        let answers = rows.iter().map(|row| self.asked.answer(row, choices, &chosen));
-        out.extend(answers.map(|token| Sampled { token: token.flatten(), logprobs: None }));
-        let is_left = |row: &&SampleRow| self.asked.answer(row, choices, &chosen).is_none();
-        let left: Vec<SampleRow> = rows.iter().filter(is_left).copied().collect();
-        if left.is_empty() {
-            return Ok(());
-        }
-        self.fetched_logits();
-        let logits = self.logits.get().map_or(Ok(&[][..]), Logits::checked)?;
-        let of_row = |row| row_of_logits(&self.program, logits, row).expect("the rows were looked at");
-        let mut sampled = Vec::new();
-        self.sampler.sample(&self.team, Level::best(), &of_row, &left, &mut sampled);
-        let mut sampled = sampled.into_iter();
-        for (row, to) in rows.iter().zip(out) {
-            if self.asked.answer(row, choices, &chosen).is_none() {
-                *to = sampled.next().expect("a token for every row that was left");
+        let width = self.program.buffer(self.program.logits()).width;
+        self.asked.gather(rows, width, choices, &self.limits);
+        let words = self.choose()?;
+        let (mut left, mut places) = (Vec::new(), Vec::new());
+        for (i, row) in rows.iter().enumerate() {
+            let answer = self.asked.answer(i, row, &words);
+            if answer.is_none() {
+                left.push(*row);
+                places.push(i);
             }
+            out.push(answer.unwrap_or_default());
+        }
+        if !left.is_empty() {
+            let mut sampled = Vec::new();
+            self.choose_by_all(&left, &mut sampled)?;
+            places.into_iter().zip(sampled).for_each(|(i, sampled)| out[i] = sampled);
         }
         self.gpu.faults.check()
     }
 
     fn memory(&self) -> MemoryUse {
-        let grown = self.step.buffer.size() as usize - self.step.first_bytes;
+        let grown = 2 * (self.step.buffer.size() as usize - self.step.first_bytes);
         MemoryUse { scratch: self.memory.scratch + grown, ..self.memory }
     }
 
@@ -337,26 +391,27 @@ impl Executor for GpuExecutor {
     }
 
     fn read(&self, place: Place) -> Vec<f32> {
-        let what = "the GPU's memory can be read";
-        match place {
-            Place::Buffer(buf) => self.fetch_rows(buf).expect(what),
-            _ => {
-                let (id, bytes) = self.find(place);
-                let words = self.fetch(id, bytes).expect(what);
-                match place {
-                    Place::Keys(KvId(l)) | Place::Values(KvId(l)) => {
-                        let layer = self.program.state().kv[l as usize];
-                        memory::kv_floats(self.limits.kv_type, layer.head_dim, &words)
-                    }
-                    _ => words.into_iter().map(f32::from_bits).collect(),
-                }
-            }
+        Executor::fetch(self, place).expect("the GPU's memory can be read")
+    }
+
+    fn fetch(&self, place: Place) -> Result<Vec<f32>, BackendError> {
+        if let Place::Buffer(buf) = place {
+            return self.fetch_rows(buf);
         }
+        let (id, bytes) = self.find(place);
+        let words = self.fetch_words(id, bytes)?;
+        Ok(match place {
+            Place::Keys(KvId(l)) | Place::Values(KvId(l)) => {
+                let layer = self.program.state().kv[l as usize];
+                memory::kv_floats(self.limits.kv_type, layer.head_dim, &words)
+            }
+            _ => words.into_iter().map(f32::from_bits).collect(),
+        })
     }
 
     fn write(&mut self, place: Place, values: &[f32]) {
         // What fails is told by the next step.
-        let _ = self.hand_over(0);
+        let _ = self.hand_over(Choices::default());
         self.logits = OnceCell::new();
         let (id, _) = self.find(place);
         let words = match place {

@@ -1,6 +1,7 @@
 //! The GPU backend: the program's ops as WGSL kernels, on Vulkan and Metal through wgpu. All of a step goes to the device as
 //! one command buffer with one compute pass, and what comes back is what was asked for.
 
+mod cache;
 mod compile;
 mod device;
 mod executor;
@@ -12,6 +13,9 @@ pub(crate) mod record;
 pub(crate) mod rows;
 mod step;
 
+use std::path::Path;
+use std::sync::Arc;
+
 use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse};
 use crate::program::Program;
 
@@ -21,17 +25,34 @@ pub(crate) use kernel::Kernel;
 pub(crate) use record::{Count, Recorder, View};
 pub(crate) use step::ASKED;
 
+use cache::KernelCache;
 use device::Gpu;
 use executor::GpuExecutor;
 
-/// Computes on one GPU. Activations stay as they are.
+/// Computes on one GPU. Activations stay as they are. Its clones are of one device.
+#[derive(Clone)]
 pub struct GpuBackend {
     gpu: Gpu,
 }
 
+/// Is told how many bytes of how many are on the device.
+pub type LoadProgress = dyn Fn(usize, usize) + Send + Sync;
+
 impl GpuBackend {
     pub fn open(info: &GpuInfo, options: &GpuOptions) -> Result<GpuBackend, BackendError> {
         Ok(GpuBackend { gpu: info.open(options)? })
+    }
+
+    /// Keeps compiled kernels in this folder for the next time, where the interface to the GPU can.
+    pub fn with_kernel_cache(mut self, folder: &Path) -> GpuBackend {
+        self.gpu.cache = KernelCache::open(&self.gpu.device, &self.gpu.info, folder);
+        self
+    }
+
+    /// Tells of weights that are brought to the device.
+    pub fn with_progress(mut self, progress: Arc<LoadProgress>) -> GpuBackend {
+        self.gpu.progress = Some(progress);
+        self
     }
 
     /// On the first GPU of this machine, software ones included, if there is one.
@@ -50,6 +71,11 @@ impl GpuBackend {
 impl Backend for GpuBackend {
     fn name(&self) -> &'static str {
         "gpu"
+    }
+
+    fn is_in_host_memory(&self) -> bool {
+        // Of kinds that are not known the careful thing is said.
+        !matches!(self.gpu.info.device_type, wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu)
     }
 
     fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {

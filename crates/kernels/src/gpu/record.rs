@@ -68,6 +68,8 @@ pub(crate) enum Count {
     Spans,
     /// One for every choice that is asked for.
     Asked,
+    /// One for every choice for which tokens are weighed.
+    Weighed,
 }
 
 pub(crate) struct Dispatch {
@@ -147,6 +149,8 @@ pub(crate) struct Recorder<'a> {
     recording: Recording,
     op: usize,
     rows: RangeInclusive<usize>,
+    /// Room that ops have had for themselves, and which op has it at present.
+    scratch: Vec<(BufferId, usize)>,
     vectors: HashMap<Vec<u32>, View>,
     vector_values: Vec<f32>,
     matrices: HashMap<u32, Vec<Piece>>,
@@ -168,6 +172,7 @@ pub(crate) fn record(program: &Program, limits: &Limits, traits: &Traits) -> Res
         recording: Recording::default(),
         op: 0,
         rows: ALL_ROWS,
+        scratch: Vec::new(),
         vectors: HashMap::new(),
         vector_values: Vec::new(),
         matrices: HashMap::new(),
@@ -277,15 +282,25 @@ impl Recorder<'_> {
         self.whole(self.recording.recurrent[state.0 as usize])
     }
 
-    /// Room for `width` floats of every row of the batch, of this op alone.
+    /// Room for `width` floats of every row of the batch, of this op alone. What an op before this one had of the same size is
+    /// this one's now, and holds what that one left there.
     pub fn scratch(&mut self, width: usize) -> Result<View, BackendError> {
+        let (op, bytes) = (self.op, width.saturating_mul(self.limits.rows).saturating_mul(4).max(4));
+        let buffers = &self.recording.buffers;
+        let is_free = |(id, user): &&mut (BufferId, usize)| *user != op && buffers[id.0].bytes == bytes;
+        if let Some((id, user)) = self.scratch.iter_mut().find(is_free) {
+            *user = op;
+            let id = *id;
+            return Ok(self.whole(id));
+        }
         let id = self.floats(&[width, self.limits.rows], Class::Scratch)?;
+        self.scratch.push((id, op));
         Ok(self.whole(id))
     }
 
-    /// Room for `width` words of every row of logits.
-    pub fn logits_scratch(&mut self, width: usize) -> Result<View, BackendError> {
-        let id = self.floats(&[width, self.limits.logit_rows], Class::Scratch)?;
+    /// Room for as many words as the product of the sizes, of this op alone.
+    pub fn room(&mut self, sizes: &[usize]) -> Result<View, BackendError> {
+        let id = self.floats(sizes, Class::Scratch)?;
         Ok(self.whole(id))
     }
 

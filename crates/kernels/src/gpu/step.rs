@@ -2,6 +2,7 @@
 
 use crate::backend::Limits;
 use crate::batch::Batch;
+use crate::sampling::gpu::most_asked;
 
 /// Counts, and where the arrays begin: kernels read that, so that they are the same for every size of a step.
 const HEAD: usize = 12;
@@ -17,6 +18,7 @@ const FIRST_TABLES: usize = 1024;
 mod place {
     pub const ASKED: usize = 8;
     pub const PLAIN: usize = 9;
+    pub const BLOCKS: usize = 10;
 }
 
 /// The words of a step.
@@ -34,12 +36,12 @@ impl StepWords {
     pub fn room(limits: &Limits, angles: usize) -> usize {
         let of_row = 3 + SPAN + angles;
         let rows = limits.rows.saturating_mul(of_row);
-        let logit_rows = limits.logit_rows.saturating_mul(1 + ASKED);
+        let logit_rows = limits.logit_rows.saturating_add(most_asked(limits).saturating_mul(ASKED));
         [rows, logit_rows, limits.blocks.max(FIRST_TABLES)].into_iter().fold(HEAD, usize::saturating_add)
     }
 
     /// The batch and the angles of its rows, in place of what was there. Spans without rows have nothing to be done.
-    pub fn write(&mut self, batch: &Batch, angles: impl Iterator<Item = f32>) {
+    pub fn write(&mut self, batch: &Batch, angles: impl FnOnce(&mut Vec<u32>)) {
         let (words, rows) = (&mut self.words, batch.rows());
         let spans = || batch.spans().iter().filter(|span| span.rows > 0);
         self.spans = spans().count();
@@ -61,7 +63,7 @@ impl StepWords {
         }
         spans().for_each(|span| words.extend_from_slice(batch.block_table(span)));
         let angles_at = words.len();
-        words.extend(angles.map(f32::to_bits));
+        angles(words);
         self.batch = words.len();
         let counts = [rows, self.spans, batch.logit_rows().len()];
         let places = [positions, span_of, logits, spans_at, angles_at];
@@ -70,18 +72,24 @@ impl StepWords {
         }
     }
 
-    /// What is asked of rows of logits, in place of what was asked before: first the plain ones.
-    pub fn ask(&mut self, plain: usize, asked: impl Iterator<Item = u32>) {
+    /// What is asked of rows of logits that have so many blocks, in place of what was asked before: first the plain ones.
+    pub fn ask(&mut self, plain: usize, blocks: usize, asked: impl Iterator<Item = u32>) {
         // Before the first batch there is nothing.
         self.batch = self.batch.max(HEAD);
         self.words.resize(self.batch, 0);
         self.words[place::ASKED] = self.batch as u32;
         self.words[place::PLAIN] = plain as u32;
+        self.words[place::BLOCKS] = blocks as u32;
         self.words.extend(asked);
     }
 
     pub fn spans(&self) -> usize {
         self.spans
+    }
+
+    /// The positions of so many rows.
+    pub fn positions(&self, rows: usize) -> &[u32] {
+        &self.words[HEAD + rows..][..rows]
     }
 
     /// Words but for what is asked.
@@ -111,8 +119,10 @@ pub(crate) fn wgsl() -> String {
          step_words[at + 1u], step_words[at + 2u], step_words[at + 3u], step_words[at + 4u]);\n}}\n\
          fn angle(at: u32) -> f32 {{ return bitcast<f32>(step_words[step_words[7] + at]); }}\n\
          fn asked(i: u32, word: u32) -> u32 {{ return step_words[step_words[{}] + {ASKED}u * i + word]; }}\n\
-         fn asked_plainly() -> u32 {{ return step_words[{}]; }}\n",
+         fn asked_plainly() -> u32 {{ return step_words[{}]; }}\n\
+         fn asked_blocks() -> u32 {{ return step_words[{}]; }}\n",
         place::ASKED,
         place::PLAIN,
+        place::BLOCKS,
     )
 }

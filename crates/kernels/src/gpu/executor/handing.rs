@@ -10,6 +10,7 @@ use super::super::memory;
 use super::super::record::Count;
 use super::{GpuExecutor, MAX_GROUPS};
 use crate::backend::BackendError;
+use crate::sampling::gpu::RECORD;
 
 /// Submissions under way that nobody waits for; with more of them a step would be known to have failed only long after.
 const IN_FLIGHT: usize = 2;
@@ -24,13 +25,26 @@ pub(super) struct Pending {
     after: Option<wgpu::CommandEncoder>,
 }
 
+/// How many choices are made with a step.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Choices {
+    /// Of the likeliest token alone.
+    pub plain: usize,
+    pub weighed: usize,
+}
+
+impl Choices {
+    fn are_none(self) -> bool {
+        self == Choices::default()
+    }
+}
+
 /// Everything that a step's commands depend on.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Shape {
     /// Workgroups of every kernel of the program, with those that choose.
     groups: Vec<[u32; 3]>,
-    /// Choices that come back.
-    asked: usize,
+    choices: Choices,
     /// Which buffer the step's words lie in.
     words: usize,
 }
@@ -63,7 +77,7 @@ impl GpuExecutor {
     }
 
     /// None where this is not for steps of so many rows, or of another op.
-    fn groups(&self, launch: &Launch, ops: Option<&Range<usize>>, asked: usize) -> [u32; 3] {
+    fn groups(&self, launch: &Launch, ops: Option<&Range<usize>>, choices: Choices) -> [u32; 3] {
         let is_choice = launch.op == self.program.ops().len();
         if !is_choice {
             let of_logits = launch.counts.iter().any(|count| matches!(count, Count::LogitRows(_)));
@@ -78,15 +92,16 @@ impl GpuExecutor {
                 Count::Rows(per) => self.rows.div_ceil(per),
                 Count::LogitRows(per) => self.logit_rows.div_ceil(per),
                 Count::Spans => self.step.words.spans(),
-                Count::Asked => asked,
+                Count::Asked => choices.plain + choices.weighed,
+                Count::Weighed => choices.weighed,
             };
             u32::try_from(groups).unwrap_or(u32::MAX)
         })
     }
 
     /// The shape of a step of these ops, if there are any, in which so many choices are asked for.
-    pub(super) fn shape(&self, ops: Option<&Range<usize>>, asked: usize) -> Result<Shape, BackendError> {
-        let groups = self.launches.iter().map(|launch| self.groups(launch, ops, asked));
+    pub(super) fn shape(&self, ops: Option<&Range<usize>>, choices: Choices) -> Result<Shape, BackendError> {
+        let groups = self.launches.iter().map(|launch| self.groups(launch, ops, choices));
         let groups: Vec<[u32; 3]> =
             groups.map(|groups| if groups.contains(&0) { [0; 3] } else { groups }).collect();
         match groups.iter().flatten().max() {
@@ -95,7 +110,7 @@ impl GpuExecutor {
                 have: most as usize,
                 room: MAX_GROUPS as usize,
             }),
-            _ => Ok(Shape { groups, asked, words: self.step.made }),
+            _ => Ok(Shape { groups, choices, words: self.step.made }),
         }
     }
 
@@ -121,9 +136,15 @@ impl GpuExecutor {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             self.launch(&mut pass, shape, 0..self.program.ops().len() + 1);
         }
-        if let Some(choice) = self.recording.choice.filter(|_| shape.asked > 0) {
-            let chosen = memory::at(&self.buffers, choice.chosen.buffer);
-            encoder.copy_buffer_to_buffer(chosen, 0, &self.chosen, 0, 4 * shape.asked as u64);
+        if let Some(choice) = self.recording.choice {
+            let Choices { plain, weighed } = shape.choices;
+            let (plain, weighed) = (4 * plain as u64, 4 * (weighed * RECORD) as u64);
+            for (view, at, bytes) in [(choice.chosen, 0, plain), (choice.drawn, plain, weighed)] {
+                if bytes > 0 {
+                    let buffer = memory::at(&self.buffers, view.buffer);
+                    encoder.copy_buffer_to_buffer(buffer, 0, &self.chosen, at, bytes);
+                }
+            }
         }
         encoder.finish()
     }
@@ -142,14 +163,14 @@ impl GpuExecutor {
 
     /// Hands over what is written down, and with it the choices that the step's words ask for. Returns the shape of what was
     /// handed over.
-    pub(super) fn hand_over(&self, asked: usize) -> Result<Option<Shape>, BackendError> {
+    pub(super) fn hand_over(&self, choices: Choices) -> Result<Option<Shape>, BackendError> {
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
         let mut commands: Vec<wgpu::CommandBuffer> = Vec::new();
         commands.extend(pending.before.map(wgpu::CommandEncoder::finish));
         let mut handed = None;
-        if pending.ops.is_some() || asked > 0 {
+        if pending.ops.is_some() || !choices.are_none() {
             let begin = Instant::now();
-            let shape = self.shape(pending.ops.as_ref(), asked)?;
+            let shape = self.shape(pending.ops.as_ref(), choices)?;
             self.step.upload(&self.gpu);
             let foreseen = self.foreseen.borrow_mut().take().filter(|foreseen| foreseen.shape == shape);
             let timed = pending.ops.as_ref().and_then(|ops| self.encode_timed(&shape, ops));

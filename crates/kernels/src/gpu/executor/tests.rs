@@ -12,7 +12,7 @@ use crate::sampling::{SampleRow, Sampled, Sampling};
 const LIMITS: Limits = Limits { rows: 16, logit_rows: 4, blocks: 64, slots: 4, kv_type: KvType::F16 };
 
 /// Kernels that choose the likeliest tokens.
-const CHOOSING: usize = 2;
+const CHOOSING: u64 = 2;
 
 /// A step of these tokens for each of some sequences that are at a position, with logits of their last ones.
 fn batch(sequences: u32, position: u32, tokens: &[u32]) -> Batch {
@@ -45,17 +45,7 @@ fn step(
     };
     let rows: Vec<SampleRow> = (0..asked).map(row).collect();
     executor.sample(&rows, &mut sampled).expect("the rows are fine");
-    let after = executor.device_work();
-    let less = |of: fn(&DeviceWork) -> u64| of(&after) - of(&before);
-    let work = DeviceWork {
-        submissions: less(|work| work.submissions),
-        passes: less(|work| work.passes),
-        dispatches: less(|work| work.dispatches),
-        waits: less(|work| work.waits),
-        read_bytes: less(|work| work.read_bytes),
-        encoding: after.encoding - before.encoding,
-        ..DeviceWork::default()
-    };
+    let work = executor.device_work() - before;
     (sampled, work)
 }
 
@@ -68,8 +58,10 @@ fn a_step_is_one_submission_of_one_pass_and_only_tokens_come_back() {
         let traits = Traits { max_binding: 128 << 20, ..gpu.gpu.traits };
         let recorded = record(&program, &LIMITS, &traits).expect("everything fits");
         let launched = |rows: usize| {
-            let of_rows = |dispatch: &&crate::gpu::record::Dispatch| dispatch.rows.contains(&rows);
-            recorded.dispatches.iter().filter(of_rows).count() as u64
+            let of_rows = |dispatch: &&crate::gpu::record::Dispatch| {
+                dispatch.op < program.ops().len() && dispatch.rows.contains(&rows)
+            };
+            recorded.dispatches.iter().filter(of_rows).count() as u64 + CHOOSING
         };
         let mut executor = gpu.compile(&program, &LIMITS).expect("it fits");
         for (position, sequences) in [(0, 2), (1, 2), (2, 2), (3, 4), (4, 2)] {
@@ -85,8 +77,8 @@ fn a_step_is_one_submission_of_one_pass_and_only_tokens_come_back() {
                 dispatches: launched(sequences as usize),
                 waits: 1,
                 read_bytes: 4 * u64::from(sequences),
-                encoding: work.encoding,
-                ..DeviceWork::default()
+                // What it takes is another matter.
+                ..work
             };
             assert_eq!(work, want, "{kind:?}, position {position}");
         }
@@ -95,7 +87,7 @@ fn a_step_is_one_submission_of_one_pass_and_only_tokens_come_back() {
         prompt.push_span(&[1, 2, 3], 0, &[0], 0);
         let (_, work) = step(executor.as_mut(), &prompt, &greedy, 0);
         assert_eq!((work.submissions, work.passes, work.waits, work.read_bytes), (1, 1, 0, 0));
-        assert!(work.dispatches < launched(3) - CHOOSING as u64, "there are no logits");
+        assert!(work.dispatches < launched(3) - CHOOSING, "there are no logits");
     }
 }
 
@@ -121,6 +113,29 @@ fn steps_that_were_foreseen_are_those_that_were_not() {
     assert_eq!(run(false), run(true));
 }
 
+/// A step that nobody asked anything of is handed over as it was, whatever comes next.
+#[test]
+fn a_step_keeps_its_batch_until_it_is_handed_over() {
+    let Some(gpu) = gpu_at_hand::gpu() else { return };
+    let program = programs::draw(Kind::Dense, 2);
+    let run = |asks: bool| {
+        let mut executor = gpu.executor(&program, &LIMITS).expect("it fits");
+        let prompt = batch(2, 0, &[4, 9, 2]);
+        if asks {
+            step(&mut executor, &prompt, &Sampling::default(), 2);
+        } else {
+            executor.run(&prompt).expect("the batch is fine");
+        }
+        executor.copy_block(0, 16);
+        let mut next = Batch::default();
+        let first = next.push_span(&[5], 3, &[16], 0);
+        next.want_logits(first);
+        executor.run(&next).expect("the batch is fine");
+        executor.logits().to_vec()
+    };
+    assert_eq!(run(true), run(false));
+}
+
 /// Block tables that share their blocks may be longer together than there are blocks; then the step's words move.
 #[test]
 fn words_that_have_no_room_get_it() {
@@ -137,4 +152,48 @@ fn words_that_have_no_room_get_it() {
     let (have, work) = step(&mut executor, &long, &Sampling::default(), 1);
     assert_eq!((have, work.submissions), (want, 1));
     assert!(executor.memory().scratch > before.scratch, "what grew is told");
+}
+
+/// The weight of a row is the same number wherever it is made.
+#[test]
+fn rows_weigh_what_they_weigh_elsewhere() {
+    let Some(gpu) = gpu_at_hand::gpu() else { return };
+    const VOCAB: usize = 6000;
+    let mut builder = crate::ProgramBuilder::new();
+    let logits = builder.logits_buffer(VOCAB);
+    let program = builder.finish(logits, VOCAB);
+    let mut executor = gpu.executor(&program, &LIMITS).expect("it fits");
+    let mut numbers = crate::conformance::data::Numbers::new(5);
+    for spread in [1e-3, 1.0, 20.0, 1e3, 1e30, 3e38] {
+        let row: Vec<f32> = (0..VOCAB)
+            .map(|i| match i % 977 {
+                0 => f32::NEG_INFINITY,
+                1 => f32::from_bits(i as u32),
+                2 => -0.0,
+                _ => (numbers.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0) * spread,
+            })
+            .collect();
+        let mut shown = Batch::default();
+        shown.push_span(&[0], 0, &[], 0);
+        shown.want_logits(0);
+        executor.run(&shown).expect("the batch is fine");
+        executor.write(crate::Place::Buffer(program.logits()), &row);
+        for temperature in [1e-45, 0.2, 0.7, 1.0, 1.3, 55.0, 1e6, f32::MAX] {
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            let row_of = |position| SampleRow {
+                logits: 0,
+                sampling: &sampling,
+                prompt: &[],
+                output: &[],
+                position,
+                logprobs: None,
+                given: None,
+            };
+            executor.asked.gather(&[row_of(1)], VOCAB, VOCAB, &LIMITS);
+            let words = executor.choose().expect("the rows are fine");
+            let have = u64::from(words[4]) | u64::from(words[5]) << 32;
+            let want = crate::sampling::gpu::tests::weight(&row, temperature);
+            assert_eq!(have, want, "{spread} at {temperature}");
+        }
+    }
 }

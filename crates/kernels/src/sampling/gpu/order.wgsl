@@ -18,6 +18,11 @@ fn rank_of(bits: u32) -> u32 {
     return select(number | 0x80000000u, ~number, (number >> 31u) == 1u);
 }
 
+// The bits of the logit of a rank.
+fn bits_of(rank: u32) -> u32 {
+    return select(~rank, rank & 0x7fffffffu, (rank >> 31u) == 1u);
+}
+
 var<workgroup> best_ranks: array<u32, WG>;
 var<workgroup> best_tokens: array<u32, WG>;
 

@@ -5,10 +5,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let token = wg.x * WG + lane;
     var rank = NEVER;
     if (token < asked(wg.y, 1u)) {
-        rank = rank_of(logits[asked(wg.y, 0u) * WIDTH + token]);
+        rank = rank_of(logits[asked(wg.y, 0u) + token]);
     }
     let best = best_of(lane, rank, token);
     if (lane == 0u) {
-        blocks[wg.y * BLOCKS + wg.x] = best;
+        blocks[wg.y * asked_blocks() + wg.x] = best;
     }
 }
