@@ -75,6 +75,10 @@ fn root() -> PathBuf {
     here.parent().map_or_else(|| here.to_path_buf(), Path::to_path_buf)
 }
 
+/// The server's tests in which it matters what computes: of refusals, bodies and texts nothing comes to a backend.
+const SERVED_BY_GPU: [&str; 10] =
+    ["--test", "answers", "--test", "clients", "--test", "counts", "--test", "echo", "--test", "lifecycle"];
+
 struct TestOptions {
     offline: bool,
     heavy: bool,
@@ -123,8 +127,13 @@ fn test(options: TestOptions) -> Result<()> {
         }
     }
     let mut tests = cargo(&["test", "--workspace", "--features", &features]);
-    gpu::prepare(&mut tests, options.offline, options.heavy);
+    let has_gpu = gpu::prepare(&mut tests, options.offline, options.heavy);
     step("tests", &mut tests)?;
+    if has_gpu {
+        let mut served = cargo(&["test", "--workspace", "--features", &features]);
+        gpu::prepare(&mut served, options.offline, options.heavy);
+        step("the server on a GPU", served.args(SERVED_BY_GPU).env("EXOTHERM_TEST_BACKEND", "gpu"))?;
+    }
     if options.offline {
         println!(
             "SKIPPED: the server under OpenAI's client, made-up requests, a browser and a storm (--offline)"

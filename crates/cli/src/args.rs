@@ -4,10 +4,11 @@ use std::num::{IntErrorKind, NonZeroUsize, ParseIntError};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use exotherm_engine::Sampling;
 use exotherm_kernels::KvType;
+use exotherm_kernels::gpu::{GpuInfo, GpuKind};
 use exotherm_kernels::reference::ReferenceBackend;
 use exotherm_tensor::DType;
 
@@ -18,13 +19,10 @@ use crate::output::note;
 /// all, but an answer that does not end is cut off here.
 pub const DEFAULT_CTX: usize = 4096;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BackendKind {
-    /// All cores, vector instructions
     Cpu,
-    /// The first GPU that `exotherm devices` lists
     Gpu,
-    /// Scalar and slow, the measure for the others
     Reference,
 }
 
@@ -36,13 +34,38 @@ impl BackendKind {
             BackendKind::Reference => "reference",
         }
     }
+
+    /// Of a name that is known; `auto` is a real GPU where there is one, which is said.
+    fn named(name: &str) -> BackendKind {
+        match name {
+            "gpu" => BackendKind::Gpu,
+            "reference" => BackendKind::Reference,
+            "auto" if GpuInfo::all().iter().any(|gpu| gpu.kind() != GpuKind::Software) => BackendKind::Gpu,
+            "auto" => {
+                note("note: there is no GPU but in software, so the cpu backend computes");
+                BackendKind::Cpu
+            }
+            _ => BackendKind::Cpu,
+        }
+    }
+}
+
+fn backends() -> impl TypedValueParser<Value = BackendKind> {
+    let named = |name: &'static str, help: &'static str| PossibleValue::new(name).help(help);
+    let parser = PossibleValuesParser::new([
+        named("cpu", "All cores, vector instructions"),
+        named("gpu", "The first GPU that `exotherm devices` lists"),
+        named("auto", "A GPU unless there is none but in software, else the cpu; it says which"),
+        named("reference", "Scalar and slow, the measure for the others"),
+    ]);
+    parser.map(|name| BackendKind::named(&name))
 }
 
 /// Where to compute.
 #[derive(Args, Clone, Debug)]
 pub struct ComputeArgs {
     /// What computes
-    #[arg(long, value_enum, value_name = "BACKEND", default_value = "cpu")]
+    #[arg(long, value_name = "BACKEND", default_value = "cpu", value_parser = backends())]
     pub backend: BackendKind,
     #[command(flatten)]
     pub threads: ThreadArgs,

@@ -6,11 +6,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use exotherm_engine::{Engine, EngineConfig, EngineError, Event};
+use exotherm_engine::{Engine, EngineConfig, EngineError, Event, Rebuild};
 use exotherm_kernels::cpu::CpuBackend;
-use exotherm_kernels::gpu::{GpuBackend, GpuInfo, GpuKind, GpuOptions};
+use exotherm_kernels::gpu::{GpuBackend, GpuInfo, GpuKind, GpuOptions, LoadProgress};
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{BLOCK, Backend, BackendError, KvType, Program};
+use exotherm_kernels::{BLOCK, Backend, BackendError, Executor, KvType, Limits, Program};
 use exotherm_models::{LoadOptions, Model, ModelInfo, load};
 use exotherm_tensor::DType;
 use exotherm_tokenizer::{GgufVocab, Tokenizer};
@@ -207,7 +207,30 @@ pub fn gpu_backend() -> Result<GpuBackend> {
     let software =
         if gpu.kind() == GpuKind::Software { ", which is this processor in place of one" } else { "" };
     note(format_args!("note: the GPU is {} ({}){software}", gpu.name(), gpu.driver()));
-    Ok(GpuBackend::open(gpu, &GpuOptions::default())?)
+    let backend = GpuBackend::open(gpu, &GpuOptions::default())?.with_progress(loading_bar());
+    Ok(match Store::from_env().root() {
+        Ok(root) => backend.with_kernel_cache(&root.join("kernels")),
+        // Without a place for it every start compiles them.
+        Err(_) => backend,
+    })
+}
+
+/// A bar for weights that are brought to the GPU.
+fn loading_bar() -> Arc<LoadProgress> {
+    let bar: Mutex<Option<(Arc<Bar>, usize)>> = Mutex::new(None);
+    Arc::new(move |done, total| {
+        let mut bar = bar.lock().unwrap_or_else(|e| e.into_inner());
+        if done == 0 && total > 0 {
+            *bar = Some((Bar::begin("bringing weights to the GPU", total as u64), 0));
+        }
+        let Some((shown, told)) = &mut *bar else { return };
+        shown.0.advance(done.saturating_sub(*told) as u64);
+        *told = done;
+        if done >= total {
+            shown.0.finish();
+            *bar = None;
+        }
+    })
 }
 
 /// The same, but for raw numbers: activations that meet weights which are floats stay as they are unless a level that
@@ -264,6 +287,24 @@ pub struct Ready {
     pub tokenizer: Tokenizer,
     pub stop_tokens: Vec<u32>,
     pub times: LoadTimes,
+}
+
+/// How a model whose GPU has failed is brought to it once more.
+pub fn rebuild(path: PathBuf, quantize: Option<DType>, compute: ComputeArgs) -> Rebuild {
+    let again = move |limits: &Limits| -> Result<Box<dyn Executor>> {
+        let mut checkpoint = open_path(&path)?;
+        let model = record(&mut checkpoint, quantize)?;
+        let executor = backend(&compute)?.compile(&model.program, limits)?;
+        checkpoint.give_back();
+        Ok(executor)
+    };
+    Box::new(move |limits| {
+        note("the GPU has failed; the model is brought to it once more");
+        again(limits).map_err(|error| {
+            note(format_args!("error: {error:#}"));
+            format!("{error:#}")
+        })
+    })
 }
 
 /// Lays the weights out on this thread while another builds the tokenizer; lets go of the file's metadata after both.

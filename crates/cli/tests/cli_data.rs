@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io::Write as _;
 
 use common::{Ran, User, expected, golden, list, numbers};
 use exotherm_weights::{GgufWriter, NewValue};
@@ -117,7 +118,9 @@ fn a_gpu_is_computed_on_or_missed() {
     let on = |backend| user.run(&["logits", &model, "--tokens", "1,2,3", "--backend", backend, "--json"]);
     let gpu = on("gpu");
     if !user.run(&["devices"]).fine().stdout.contains("lanes in step") {
-        println!("SKIPPED on a GPU: there is none, not even a software one");
+        assert!(std::env::var_os("EXOTHERM_TEST_GPU").is_none(), "there must be a GPU, at least in software");
+        // Unlike what `println!` prints, this is seen though the test passes.
+        let _ = writeln!(std::io::stderr(), "SKIPPED on a GPU: there is none, not even in software");
         return gpu.fails(1, &["libvulkan", "exotherm devices"]);
     }
     let values = |json: &Value| -> Vec<f64> {
@@ -130,6 +133,14 @@ fn a_gpu_is_computed_on_or_missed() {
     assert!(gpu.iter().zip(&reference).all(|(a, b)| (a - b).abs() < 1e-3));
     user.run(&["logits", &model, "--tokens", "1", "--backend", "gpu", "--isa", "avx2"])
         .fails(2, &["--isa", "gpu"]);
+    // By itself it takes no GPU in software.
+    let auto = on("auto").fine().stderr;
+    let is_real = ["discrete", "integrated", "virtual", "unknown"];
+    let devices = user.run(&["devices"]).fine().stdout;
+    match is_real.iter().any(|kind| devices.contains(&format!(", {kind}"))) {
+        true => assert!(auto.contains("note: the GPU is "), "{auto}"),
+        false => assert!(auto.contains("no GPU but in software"), "{auto}"),
+    }
 }
 
 #[test]

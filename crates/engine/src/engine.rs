@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use exotherm_kernels::{BLOCK, Backend, Batch, Executor, Limits, Place, Program, SampleRow, Sampled};
+use exotherm_kernels::{
+    BLOCK, Backend, BackendError, Batch, Executor, Limits, Place, Program, SampleRow, Sampled,
+};
 
 use crate::blocks::Books;
 use crate::config::EngineConfig;
 use crate::embedding::Embedder;
 use crate::error::EngineError;
 use crate::request::{Event, Request, RequestId};
+use crate::restart::{Gone, Rebuild};
 use crate::scheduler::{Bounds, Plan, Scheduler, SchedulerStats, StateCopy};
 use crate::stats::StepTimes;
 
@@ -19,6 +22,11 @@ pub(crate) type Clock = Box<dyn Fn() -> Instant + Send>;
 pub struct Engine {
     pub(crate) scheduler: Scheduler,
     executor: Box<dyn Executor>,
+    limits: Limits,
+    /// Makes another executor where this one's device fails.
+    rebuild: Option<Rebuild>,
+    /// Whether it has failed.
+    is_lost: bool,
     batch: Batch,
     /// Whether a step is under way, and what it is to run.
     is_stepping: bool,
@@ -51,6 +59,8 @@ impl Engine {
         Ok(Engine {
             scheduler: Scheduler::new(program, &config, &limits),
             executor,
+            rebuild: None,
+            is_lost: false,
             batch: Batch::with_capacity(limits.rows, config.max_seqs, table_entries(&config, &limits)),
             is_stepping: false,
             plan: None,
@@ -62,7 +72,30 @@ impl Engine {
             times: StepTimes::default(),
             events: Vec::with_capacity(2 * config.max_seqs),
             pending_events: Vec::with_capacity(2 * config.max_seqs),
+            limits,
         })
+    }
+
+    /// Says how another executor is made if this one's device fails.
+    pub fn set_rebuild(&mut self, rebuild: Rebuild) {
+        self.rebuild = Some(rebuild);
+    }
+
+    /// Whether the device has failed and something is to be done about it.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost && self.rebuild.is_some()
+    }
+
+    /// Makes another executor in place of one whose device has failed. What runs begins anew with the tokens that it has.
+    pub fn restore(&mut self) -> Result<(), EngineError> {
+        let Some(rebuild) = &mut self.rebuild else { return Ok(()) };
+        // The one that comes may need the room of the one that goes.
+        self.executor = Box::new(Gone);
+        let made = rebuild(&self.limits);
+        self.executor = made.map_err(|why| EngineError::Backend(BackendError::Device(why)))?;
+        self.scheduler.lose_state();
+        self.is_lost = false;
+        Ok(())
     }
 
     /// Keeps time by another clock.
@@ -95,6 +128,7 @@ impl Engine {
         self.plan = self.scheduler.plan(now);
         self.times.plan += (self.clock)() - now;
         if let Err(error) = self.run() {
+            self.is_lost |= matches!(error, EngineError::Backend(BackendError::Device(_)));
             self.fail_step(&error.to_string());
             return Err(error);
         }
@@ -105,6 +139,11 @@ impl Engine {
         }
         self.is_stepping = false;
         Ok(&self.events)
+    }
+
+    /// Makes what a failed step left to be told by the next one a part of what it told itself.
+    pub(crate) fn tell_failed(&mut self) {
+        self.events.append(&mut self.pending_events);
     }
 
     /// What the last step told, once more.
@@ -121,7 +160,7 @@ impl Engine {
         self.executor.run(&self.batch)?;
         copy_state(self.executor.as_mut(), plan.after());
         if let Some(embedder) = &self.embedder {
-            embed(embedder, &self.scheduler, plan, self.executor.as_ref());
+            embed(embedder, &self.scheduler, plan, self.executor.as_ref())?;
         }
         let ran = (self.clock)();
         self.times.run += ran - begin;
@@ -212,12 +251,17 @@ impl Engine {
 }
 
 /// Takes in the hidden states of those rows that belong to an embedding.
-fn embed(embedder: &Embedder, scheduler: &Scheduler, plan: &Plan, executor: &dyn Executor) {
+fn embed(
+    embedder: &Embedder,
+    scheduler: &Scheduler,
+    plan: &Plan,
+    executor: &dyn Executor,
+) -> Result<(), BackendError> {
     let rows = plan.rows().iter().map(|row| (row, scheduler.at(row.place)));
     if rows.clone().all(|(_, sequence)| sequence.embedding.is_none()) {
-        return;
+        return Ok(());
     }
-    let hidden = executor.read(Place::Buffer(embedder.hidden));
+    let hidden = executor.fetch(Place::Buffer(embedder.hidden))?;
     let mut first = 0;
     for (row, sequence) in rows {
         let end = first + row.len as usize * embedder.width();
@@ -226,6 +270,7 @@ fn embed(embedder: &Embedder, scheduler: &Scheduler, plan: &Plan, executor: &dyn
         }
         first = end;
     }
+    Ok(())
 }
 
 fn copy_state(executor: &mut dyn Executor, copies: &[StateCopy]) {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::batch::{BLOCK, Batch};
-use crate::profile::OpTime;
+use crate::profile::{DeviceWork, OpTime};
 use crate::program::{Buf, KvId, Program, RecId};
 use crate::rounding::Activations;
 use crate::sampling::{self, SampleRow, Sampled};
@@ -84,6 +84,12 @@ pub enum BackendError {
     LogitRow { row: u32, rows: usize },
     #[error("the memory for {what} ({bytes} bytes) could not be had; a smaller --ctx needs less")]
     Memory { what: &'static str, bytes: usize },
+    #[error(
+        "the GPU has no room for {what}: {} of the {} MiB that are needed were had; a smaller {less} needs less",
+        had >> 20,
+        need.div_ceil(1 << 20)
+    )]
+    NoRoom { what: &'static str, had: usize, need: usize, less: &'static str },
     #[error("the GPU failed: {0}")]
     Device(String),
 }
@@ -94,6 +100,11 @@ pub trait Backend {
     /// Whether its activations are rounded before they meet weights.
     fn activations(&self) -> Activations {
         Activations::Exact
+    }
+
+    /// Whether what it takes is the host's memory.
+    fn is_in_host_memory(&self) -> bool {
+        true
     }
 
     /// What a program compiled for `limits` will hold, to the byte, without taking any of it. Sizes past all numbers are
@@ -144,8 +155,18 @@ pub trait Executor: Send {
         &[]
     }
 
+    /// What was handed to a device of its own; nothing where there is none.
+    fn device_work(&self) -> DeviceWork {
+        DeviceWork::default()
+    }
+
     /// The rows of the last batch (buffers) or the whole of a state, decoded to f32.
     fn read(&self, place: Place) -> Vec<f32>;
+
+    /// The same where a device may fail to give it.
+    fn fetch(&self, place: Place) -> Result<Vec<f32>, BackendError> {
+        Ok(self.read(place))
+    }
 
     /// Writes from the start of a place; values are rounded to how the place stores them.
     fn write(&mut self, place: Place, values: &[f32]);

@@ -1,5 +1,9 @@
 //! Programs of fused operations and the backends that run them. Knows nothing of sequences, requests or text.
 
+// Tests of this crate's insides share the outside's ways to a GPU.
+#[cfg(test)]
+extern crate self as exotherm_kernels;
+
 pub mod backend;
 pub mod batch;
 pub mod conformance;

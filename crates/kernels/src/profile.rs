@@ -1,5 +1,7 @@
 //! What the ops of a program take and what they have to do: the two halves of a profile.
 
+use std::time::Duration;
+
 use crate::backend::KvType;
 use crate::batch::{Batch, Span};
 use crate::ops::{Attention, Op};
@@ -17,6 +19,44 @@ pub struct OpTime {
     pub scores: u64,
     pub softmax: u64,
     pub values: u64,
+}
+
+/// What was handed to a device of its own since the executor was made, and how long the host was at it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct DeviceWork {
+    pub submissions: u64,
+    /// Passes of kernels that run one after another.
+    pub passes: u64,
+    pub dispatches: u64,
+    /// How often the host waited for the device.
+    pub waits: u64,
+    /// What came back.
+    pub read_bytes: u64,
+    /// Commands written down while the device had nothing else to do.
+    pub encoding: Duration,
+    /// Commands written down while the device was at work, for a step that may come next.
+    pub foreseeing: Duration,
+    pub submitting: Duration,
+    pub waiting: Duration,
+}
+
+impl std::ops::Sub for DeviceWork {
+    type Output = DeviceWork;
+
+    /// What came after an earlier moment.
+    fn sub(self, before: DeviceWork) -> DeviceWork {
+        DeviceWork {
+            submissions: self.submissions - before.submissions,
+            passes: self.passes - before.passes,
+            dispatches: self.dispatches - before.dispatches,
+            waits: self.waits - before.waits,
+            read_bytes: self.read_bytes - before.read_bytes,
+            encoding: self.encoding - before.encoding,
+            foreseeing: self.foreseeing - before.foreseeing,
+            submitting: self.submitting - before.submitting,
+            waiting: self.waiting - before.waiting,
+        }
+    }
 }
 
 /// What an op has to do in a step, counted from the program and not measured. Norms, biases and activation functions

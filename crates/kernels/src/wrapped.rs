@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::backend::{Backend, BackendError, Executor, Limits, MemoryUse, Place};
 use crate::batch::Batch;
-use crate::profile::OpTime;
+use crate::profile::{DeviceWork, OpTime};
 use crate::program::Program;
 use crate::rounding::Activations;
 use crate::sampling::{SampleRow, Sampled};
@@ -56,8 +56,16 @@ pub trait Wrapper: Send {
         self.inner().op_times()
     }
 
+    fn device_work(&self) -> DeviceWork {
+        self.inner().device_work()
+    }
+
     fn read(&self, place: Place) -> Vec<f32> {
         self.inner().read(place)
+    }
+
+    fn fetch(&self, place: Place) -> Result<Vec<f32>, BackendError> {
+        self.inner().fetch(place)
     }
 
     fn write(&mut self, place: Place, values: &[f32]) {
@@ -106,8 +114,16 @@ impl<W: Wrapper> Executor for W {
         Wrapper::op_times(self)
     }
 
+    fn device_work(&self) -> DeviceWork {
+        Wrapper::device_work(self)
+    }
+
     fn read(&self, place: Place) -> Vec<f32> {
         Wrapper::read(self, place)
+    }
+
+    fn fetch(&self, place: Place) -> Result<Vec<f32>, BackendError> {
+        Wrapper::fetch(self, place)
     }
 
     fn write(&mut self, place: Place, values: &[f32]) {
@@ -140,6 +156,10 @@ impl Backend for Wrapped {
 
     fn activations(&self) -> Activations {
         self.backend.activations()
+    }
+
+    fn is_in_host_memory(&self) -> bool {
+        self.backend.is_in_host_memory()
     }
 
     fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {

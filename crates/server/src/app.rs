@@ -119,6 +119,11 @@ impl App {
         self.loaded().is_none_or(|models| models.0.iter().all(|model| model.handle.is_alive()))
     }
 
+    /// Whether a model is loaded once more because its device has failed.
+    pub fn is_restoring(&self) -> bool {
+        self.loaded().is_some_and(|models| models.0.iter().any(|model| model.handle.is_restoring()))
+    }
+
     /// Refuses new requests once the server was told to stop.
     pub fn check_open(&self) -> Result<(), ApiError> {
         match self.is_stopping() {

@@ -194,6 +194,9 @@ async fn health(State(app): Shared) -> Reply {
         Some(_) if !app.is_sound() => {
             json_response(StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"engine stopped"}"#)
         }
+        Some(_) if app.is_restoring() => {
+            json_response(StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"reloading"}"#)
+        }
         Some(_) => json_response(StatusCode::OK, r#"{"status":"ok"}"#),
         None => json_response(StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"loading"}"#),
     }
@@ -205,6 +208,10 @@ async fn ready(State(app): Shared) -> Reply {
         Err(error) => error.response(),
         Ok(()) if !app.is_sound() => {
             ApiError::unavailable("engine_stopped", "the engine has stopped").response()
+        }
+        Ok(()) if app.is_restoring() => {
+            ApiError::unavailable("reloading", "a device has failed, and its model is loaded again")
+                .response()
         }
         Ok(()) => json_response(StatusCode::OK, r#"{"status":"ready"}"#),
     }

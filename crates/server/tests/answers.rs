@@ -179,7 +179,10 @@ fn a_receipt_says_what_made_the_answer() {
     let receipt = &reply["receipt"];
     assert_eq!(receipt["template_sha256"].as_str().map(str::len), Some(64));
     assert_eq!((&receipt["kv_type"], &receipt["cached_tokens"]), (&json!("f16"), &json!([0])));
-    assert_eq!(receipt["kernels"], json!({ "backend": "reference", "level": "scalar", "threads": 1 }));
+    assert_eq!(
+        receipt["kernels"],
+        json!({ "backend": common::backend_name(), "level": "scalar", "threads": 1 })
+    );
     let again = served.chat(&merged(request, &json!({ "seed": receipt["seed"] }))).fine();
     assert_eq!(content(&again), content(&reply), "the receipt's seed makes the answer again");
     let events = served.chat(&json!({ "receipt": true, "max_tokens": 2, "stream": true })).events();

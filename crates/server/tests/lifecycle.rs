@@ -4,6 +4,8 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -96,6 +98,28 @@ fn a_server_that_loads_says_so() {
     assert_eq!(served.get("/health").fine(), json!({ "status": "ok" }));
     assert_eq!(served.get("/ready").fine(), json!({ "status": "ready" }));
     assert_eq!(served.post(CHAT, &json!({ "messages": [user("hi")], "max_tokens": 1 })).status, 200);
+}
+
+#[test]
+fn a_device_that_is_lost_is_opened_again() {
+    let setup = Setup { reload: Duration::from_millis(500), ..Setup::default() };
+    let fails = Arc::clone(&setup.fails);
+    let served = Served::with(setup);
+    let text = |reply: Value| reply["choices"][0]["text"].as_str().expect("a text").to_string();
+    let wanted = text(served.complete(&json!({ "max_tokens": 9 })).fine());
+    fails.store(true, Ordering::Relaxed);
+    let failed = served.complete(&json!({ "max_tokens": 9 }));
+    assert_eq!(failed.status, 500, "{}", failed.text());
+    assert!(failed.text().contains("the GPU failed: a test"), "{}", failed.text());
+    let begin = Instant::now();
+    while served.get("/health").status == 200 {
+        assert!(begin.elapsed() < PATIENCE, "it says so while it has none");
+    }
+    assert_eq!(served.get("/health").text(), r#"{"status":"reloading"}"#);
+    served.get("/ready").fails(503, None, "reloading");
+    // Who comes meanwhile waits.
+    assert_eq!(text(served.complete(&json!({ "max_tokens": 9 })).fine()), wanted);
+    assert_eq!((served.get("/health").status, served.get("/ready").status), (200, 200));
 }
 
 #[test]

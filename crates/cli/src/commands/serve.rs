@@ -11,7 +11,7 @@ use exotherm_server::{Config, Facts, ServedModel, Server};
 use exotherm_weights::store::DEFAULT_MODEL;
 
 use crate::Context;
-use crate::args::{ComputeArgs, QuantizeArg, bytes, kv_types, positive, whole, whole_seconds};
+use crate::args::{BackendKind, ComputeArgs, QuantizeArg, bytes, kv_types, positive, whole, whole_seconds};
 use crate::machine;
 use crate::model::{self, LoadTimes};
 use crate::output::{self, UsageError, note};
@@ -212,9 +212,11 @@ struct Room {
 }
 
 impl Room {
-    /// Refuses a plan that does not fit, unless its size was asked for by number.
-    fn take(&mut self, plan: &MemoryPlan, memory: Option<usize>) -> Result<()> {
-        let total = plan.total().saturating_add(self.beside.total(memory));
+    /// Refuses a plan that does not fit, unless its size was asked for by number. What lies on a device of its own takes none of
+    /// this machine's memory.
+    fn take(&mut self, plan: &MemoryPlan, is_here: bool, memory: Option<usize>) -> Result<()> {
+        let of_model = if is_here { plan.total() } else { 0 };
+        let total = of_model.saturating_add(self.beside.total(memory));
         self.planned = self.planned.saturating_add(total as u64);
         let Some(free) = self.free.filter(|&free| self.planned > free) else { return Ok(()) };
         let (planned, free) = (output::size(self.planned), output::size(free));
@@ -239,8 +241,13 @@ fn load(args: &Args, cx: &Context, name: &str, model_name: &str, room: &mut Room
     let plan = MemoryPlan::new(&model.program, &*backend, &config);
     note(plan);
     room.beside.tell(&plan, args.memory);
-    room.take(&plan, args.memory)?;
-    let ready = model::make_ready(checkpoint, model.program, &*backend, config, LoadTimes::default())?;
+    room.take(&plan, backend.is_in_host_memory(), args.memory)?;
+    let path = checkpoint.path().to_path_buf();
+    let mut ready = model::make_ready(checkpoint, model.program, &*backend, config, LoadTimes::default())?;
+    if args.compute.backend == BackendKind::Gpu {
+        let rebuild = model::rebuild(path, args.quantize.quantize, args.compute.clone());
+        ready.engine.set_rebuild(rebuild);
+    }
     let facts = Facts {
         kv_type: args.kv_type.name().into(),
         backend: backend.name().into(),

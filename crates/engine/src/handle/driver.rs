@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::choice::{Choice, Facts};
 use super::{Command, Shared, Submission, Update, lock};
@@ -13,6 +13,10 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::request::{Event, FinishReason, Request, RequestId};
 use crate::stats::{EngineStats, Outcomes};
+
+/// How often it is tried to open a device again, and how much longer is waited before it each time.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 1000 });
 
 pub(super) struct Driver {
     engine: Engine,
@@ -49,7 +53,25 @@ impl Driver {
         self.publish();
         self.desk.shared.ring();
         self.step();
-        goes_on
+        goes_on && self.has_device()
+    }
+
+    /// Whether there is a device to compute on. One that has failed is opened again once everybody concerned has heard of it;
+    /// false if it cannot be.
+    fn has_device(&mut self) -> bool {
+        let shared = Arc::clone(&self.desk.shared);
+        for attempt in 0..ATTEMPTS {
+            if !self.engine.is_lost() {
+                break;
+            }
+            shared.restoring.store(true, Ordering::Release);
+            std::thread::sleep(PAUSE * attempt);
+            // Whoever makes it tells why it could not be made.
+            let _ = self.engine.restore();
+        }
+        shared.restoring.store(false, Ordering::Release);
+        shared.died.fetch_or(self.engine.is_lost(), Ordering::AcqRel);
+        !self.engine.is_lost()
     }
 
     /// Puts things in order after a panic; false if even that panics and the engine is not to be trusted any more.
@@ -111,8 +133,10 @@ impl Driver {
 
     /// One step and what came of it. Whoever hears of it finds it counted.
     fn step(&mut self) {
-        // What failed is told with the next one.
-        let _ = self.engine.step();
+        // What failed is told with the next one, and at once where a device is to be opened again first.
+        if self.engine.step().is_err() && self.engine.is_lost() {
+            self.engine.tell_failed();
+        }
         let now = Instant::now();
         self.engine.events().iter().for_each(|event| self.desk.count_event(event, now));
         self.publish();
@@ -236,12 +260,15 @@ impl Desk {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc::channel;
+
+    use exotherm_kernels::Backend;
 
     use super::super::{EngineHandle, Listener, Refusal, Ticket};
     use super::*;
     use crate::config::EngineConfig;
-    use crate::simulator::model::{Fake, State, program};
+    use crate::simulator::model::{Fake, Fault, State, program};
 
     fn prepared() -> (EngineHandle, Driver) {
         let config = EngineConfig { max_seqs: 2, ..EngineConfig::new(64) };
@@ -296,6 +323,61 @@ mod tests {
         (0..3).for_each(|_| assert!(driver.turn()));
         assert_eq!(heard(&next), (3, Some((FinishReason::Length, 3, None))));
         assert_eq!(driver.engine.audit(), Ok(()));
+    }
+
+    #[test]
+    fn a_device_that_fails_is_opened_again_and_everybody_hears_of_it() {
+        let fault = Fault::default();
+        let fake = move |fault: &Fault| Fake { fault: fault.clone(), ..Fake::default() };
+        let config = EngineConfig { max_seqs: 1, ..EngineConfig::new(64) };
+        let program = program(State::Both);
+        let mut engine = Engine::new(&program, &fake(&fault), config).unwrap();
+        let (again, made) = (fault.clone(), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&made);
+        engine.set_rebuild(Box::new(move |limits| match count.fetch_add(1, Ordering::Relaxed) {
+            0 => Err("it is not there yet".into()),
+            _ => fake(&again).compile(&program, limits).map_err(|error| error.to_string()),
+        }));
+        let (handle, mut driver) = EngineHandle::prepare(engine, 8);
+        let (_kept, before) = submit(&handle, 3);
+        (0..3).for_each(|_| assert!(driver.turn()));
+        let said = heard(&before);
+        assert_eq!(said, (3, Some((FinishReason::Length, 3, None))));
+        let (_kept, failed) = submit(&handle, 9);
+        let (_kept, waiting) = submit(&handle, 3);
+        assert!(driver.turn());
+        fault.set(Fault::LOST);
+        assert!(driver.turn() && handle.is_alive() && !handle.is_restoring());
+        let (tokens, end) = heard(&failed);
+        let (reason, generated, why) = end.expect("an end");
+        assert_eq!((tokens, reason, generated), (1, FinishReason::Failed, 1));
+        assert_eq!(why.as_deref(), Some("the GPU failed: a test"));
+        assert_eq!(made.load(Ordering::Relaxed), 2);
+        // Who waited runs on the new one, and finds nothing that was on the old one.
+        let cached = handle.stats().scheduler.cached_tokens;
+        (0..3).for_each(|_| assert!(driver.turn()));
+        assert_eq!(heard(&waiting), said);
+        assert_eq!(handle.stats().scheduler.cached_tokens, cached);
+        assert_eq!(driver.engine.audit(), Ok(()));
+    }
+
+    #[test]
+    fn an_engine_whose_device_stays_away_has_stopped() {
+        let fault = Fault::default();
+        let config = EngineConfig { max_seqs: 1, ..EngineConfig::new(64) };
+        let fake = Fake { fault: fault.clone(), ..Fake::default() };
+        let mut engine = Engine::new(&program(State::Kv), &fake, config).unwrap();
+        engine.set_rebuild(Box::new(|_| Err("it is gone".into())));
+        let (handle, mut driver) = EngineHandle::prepare(engine, 8);
+        let (_kept, failed) = submit(&handle, 9);
+        let (_kept, waiting) = submit(&handle, 3);
+        fault.set(Fault::LOST);
+        assert!(!driver.turn());
+        drop(driver);
+        assert_eq!(heard(&failed).1.expect("an end").2.as_deref(), Some("the GPU failed: a test"));
+        let end = Some((FinishReason::Failed, 0, Some("the engine has stopped".into())));
+        assert_eq!(heard(&waiting), (0, end));
+        assert!(!handle.is_alive() && handle.open() == 0);
     }
 
     #[test]

@@ -115,6 +115,8 @@ struct Shared {
     /// Whether the thread is there, and if not, whether that was not asked for.
     alive: AtomicBool,
     died: AtomicBool,
+    /// Whether its device has failed and is being opened again.
+    restoring: AtomicBool,
     stats: Mutex<EngineStats>,
     thread: Mutex<Option<JoinHandle<()>>>,
     bell: OnceLock<Bell>,
@@ -168,6 +170,7 @@ impl EngineHandle {
             draining: AtomicBool::new(false),
             alive: AtomicBool::new(true),
             died: AtomicBool::new(false),
+            restoring: AtomicBool::new(false),
             stats: Mutex::new(EngineStats { scheduler: engine.stats(), ..EngineStats::default() }),
             thread: Mutex::new(None),
             bell: OnceLock::new(),
@@ -221,6 +224,11 @@ impl EngineHandle {
     /// Whether the engine's thread is there: not after it was shut down, and not if it died of something.
     pub fn is_alive(&self) -> bool {
         self.shared.alive.load(Ordering::Acquire)
+    }
+
+    /// Whether its device has failed and the model is loaded once more. What is submitted meanwhile waits.
+    pub fn is_restoring(&self) -> bool {
+        self.shared.restoring.load(Ordering::Acquire)
     }
 
     /// Tokens that a prompt and its answer may have together.

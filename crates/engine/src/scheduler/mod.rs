@@ -244,6 +244,18 @@ impl Scheduler {
         });
     }
 
+    /// What was computed is gone: running sequences begin anew with the tokens that they have, and nothing is found again.
+    pub fn lose_state(&mut self) {
+        self.moving(|this| {
+            while let Some(&place) = this.running.last() {
+                this.preempt(place);
+            }
+            this.pool.forget_cached();
+            this.snapshots.forget_all();
+            this.audit();
+        });
+    }
+
     pub fn has(&self, id: RequestId) -> bool {
         self.waiting.iter().chain(self.places.iter().flatten()).any(|s| s.id == id)
     }

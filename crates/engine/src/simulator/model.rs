@@ -75,8 +75,10 @@ impl Fault {
     pub const SAMPLE_PANIC: usize = 5;
     /// One row of logits is no numbers, nor is the state that it came of.
     pub const NOT_NUMBERS: usize = 6;
-    /// The number of kinds, one of which is none.
+    /// The number of kinds, one of which is none, after which an engine goes on as it is.
     pub const KINDS: usize = 7;
+    /// The device is lost.
+    pub const LOST: usize = 7;
 
     pub fn set(&self, fault: usize) {
         self.0.store(fault, Ordering::Relaxed);
@@ -213,6 +215,10 @@ impl Executor for FakeExecutor {
         if self.fault.strikes(Fault::RUN_ERROR) {
             self.spoil(batch);
             return Fault::error();
+        }
+        if self.fault.strikes(Fault::LOST) {
+            self.spoil(batch);
+            return Err(BackendError::Device("a test".into()));
         }
         if self.fault.strikes(Fault::RUN_PANIC) {
             self.spoil(batch);

@@ -126,6 +126,9 @@ fn compile_all<'a>(
     });
     // What failed is not kept.
     gpu.faults.check()?;
+    if let Some(cache) = gpu.cache.as_ref().filter(|_| !made.is_empty()) {
+        cache.keep();
+    }
     known().extend(made);
     Ok(())
 }
@@ -161,6 +164,6 @@ fn pipeline(
             zero_initialize_workgroup_memory: false,
             ..wgpu::PipelineCompilationOptions::default()
         },
-        cache: None,
+        cache: gpu.cache.as_ref().map(|kept| &kept.cache),
     })
 }

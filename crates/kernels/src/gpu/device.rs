@@ -6,8 +6,13 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use super::LoadProgress;
+use super::cache::KernelCache;
 use super::in_step::{self, Tuning};
 use crate::backend::BackendError;
+
+/// Of what the driver says that this process may take, in percent.
+const MOST_OF_MEMORY: u8 = 98;
 
 /// What decides which kernels a device gets and how a program is laid out for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,7 +127,10 @@ pub enum GpuKind {
 impl GpuInfo {
     /// All that there are, real ones first.
     pub fn all() -> Vec<GpuInfo> {
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+        let mut wanted = wgpu::InstanceDescriptor::new_without_display_handle();
+        // What is taken beyond the device's memory would be moved to and fro, at a tenth of the speed or less.
+        wanted.memory_budget_thresholds.for_resource_creation = Some(MOST_OF_MEMORY);
+        let instance = wgpu::Instance::new(wanted);
         let adapters = ready(instance.enumerate_adapters(wgpu::Backends::all()));
         let mut all: Vec<GpuInfo> = adapters.into_iter().map(|adapter| GpuInfo { adapter }).collect();
         all.sort_by_key(|gpu| gpu.kind() as usize);
@@ -217,7 +225,7 @@ impl GpuInfo {
 
     pub(crate) fn open(&self, options: &GpuOptions) -> Result<Gpu, BackendError> {
         let limits = self.adapter.limits();
-        let mut wanted = wgpu::Features::TIMESTAMP_QUERY;
+        let mut wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE;
         wanted.set(wgpu::Features::SUBGROUP, options.subgroups);
         wanted.set(wgpu::Features::SHADER_F16, options.halves);
         // Who has which part of a matrix is known only where all groups of lanes are of one size.
@@ -238,23 +246,25 @@ impl GpuInfo {
         let (device, queue) = opened.map_err(|error| BackendError::Device(error.to_string()))?;
         let faults = Faults::default();
         let uncaptured = faults.clone();
-        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| uncaptured.note(error.to_string())));
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| uncaptured.note(&error)));
         let lost = faults.clone();
         device.set_device_lost_callback(move |reason, why| {
             lost.lose(format!("the GPU is lost ({reason:?}): {why}"))
         });
         let traits = self.traits(options, features);
         let can_time = features.contains(wgpu::Features::TIMESTAMP_QUERY);
-        let (is_checked, is_software) = (options.checked, self.kind() == GpuKind::Software);
         Ok(Gpu {
             device,
             queue,
+            info: self.adapter.get_info(),
             traits,
             faults,
             can_time,
-            is_checked,
-            is_software,
+            is_checked: options.checked,
+            is_software: self.kind() == GpuKind::Software,
             pipelines: Arc::default(),
+            cache: None,
+            progress: None,
         })
     }
 }
@@ -270,6 +280,7 @@ fn max_binding(limits: &wgpu::Limits) -> usize {
 pub(crate) struct Gpu {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
+    pub info: wgpu::AdapterInfo,
     pub traits: Traits,
     pub faults: Faults,
     /// Whether it can tell when a pass began and ended.
@@ -280,6 +291,9 @@ pub(crate) struct Gpu {
     pub is_software: bool,
     /// Compiled kernels by their texts: programs of one shape share them.
     pub pipelines: Arc<Mutex<HashMap<String, wgpu::ComputePipeline>>>,
+    /// Compiled kernels from one run to the next.
+    pub cache: Option<KernelCache>,
+    pub progress: Option<Arc<LoadProgress>>,
 }
 
 impl Gpu {
@@ -287,6 +301,13 @@ impl Gpu {
     pub fn wait(&self) -> Result<(), BackendError> {
         let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
         waited.map_err(|error| BackendError::Device(error.to_string()))?;
+        self.faults.check()
+    }
+
+    /// Waits until what was handed over so far is done.
+    pub fn wait_for(&self, submitted: wgpu::SubmissionIndex) -> Result<(), BackendError> {
+        let wanted = wgpu::PollType::Wait { submission_index: Some(submitted), timeout: None };
+        self.device.poll(wanted).map_err(|error| BackendError::Device(error.to_string()))?;
         self.faults.check()
     }
 }
@@ -299,16 +320,28 @@ pub(crate) struct Faults(Arc<Mutex<Fault>>);
 struct Fault {
     what: Option<String>,
     is_lost: bool,
+    /// Whether the last one was that there is no room.
+    is_of_memory: bool,
 }
 
 impl Faults {
     /// Only the first is kept: others follow from it.
-    fn note(&self, what: String) {
-        self.lock().what.get_or_insert(what);
+    fn note(&self, error: &wgpu::Error) {
+        let mut fault = self.lock();
+        fault.is_of_memory |= matches!(error, wgpu::Error::OutOfMemory { .. });
+        fault.what.get_or_insert_with(|| match error {
+            wgpu::Error::OutOfMemory { .. } => "its memory is used up".to_string(),
+            error => error.to_string(),
+        });
+    }
+
+    /// Whether there was no room for something since this was last asked.
+    pub fn are_of_memory(&self) -> bool {
+        std::mem::take(&mut self.lock().is_of_memory)
     }
 
     fn lose(&self, what: String) {
-        *self.lock() = Fault { what: Some(what), is_lost: true };
+        *self.lock() = Fault { what: Some(what), is_lost: true, is_of_memory: false };
     }
 
     pub fn check(&self) -> Result<(), BackendError> {

@@ -1,34 +1,53 @@
 //! A program on a device.
 
-use std::cell::{Cell, OnceCell, RefCell};
-use std::ops::Range;
+mod handing;
 
-use super::attended::Attended;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::time::Instant;
+
 use super::compile::{Launch, bind, bindings_layout, compile};
 use super::device::Gpu;
 use super::memory;
 use super::profiling::Profiling;
-use super::record::{BufferId, Count, FIRST_TABLES, Fill, Recording, kv_words};
-use super::step::StepLayout;
+use super::record::{Angles, BufferId, Fill, Recording, kv_words};
+use super::step::{ASKED, StepWords};
 use crate::backend::{BackendError, Executor, KvType, Limits, MemoryUse, Place, check_batch, row_of_logits};
 use crate::batch::{BLOCK, Batch};
 use crate::cpu::{Level, Team};
 use crate::ops::rope_table::angles;
-use crate::profile::OpTime;
+use crate::profile::{DeviceWork, OpTime};
 use crate::program::{Buf, KvId, Program, RecId, Rows};
 use crate::sampling::cpu::CpuSampler;
-use crate::sampling::gpu::Asked;
+use crate::sampling::gpu::{Asked, RECORD, most_asked, most_plain, most_weighed};
 use crate::sampling::{SampleRow, Sampled};
+use handing::{Choices, Foreseen, Pending};
 
 /// Workgroups that there can be in one direction.
 const MAX_GROUPS: u32 = 65_535;
 
 pub(super) fn memory(recording: &Recording, program: &Program, limits: &Limits) -> MemoryUse {
     let mut memory = recording.memory();
-    let step = 4 * (StepLayout::new(limits).words() + FIRST_TABLES + limits.logit_rows.max(1));
-    let more = [step, spare_bytes(program, limits), CpuSampler::bytes_for(choices(program), 1)];
+    let step = StepWords::room(limits, recording.angles_of_row()).saturating_mul(4);
+    // Logits that come to the host, for rows that need all of them.
+    let logits = program.buffer(program.logits()).width.saturating_mul(4 * limits.logit_rows);
+    let more = [
+        // On the device and on the host.
+        step.saturating_mul(2),
+        chosen_bytes(limits),
+        logits,
+        logits.min(memory::PORTION),
+        spare_bytes(program, limits),
+        CpuSampler::bytes_for(choices(program), 1),
+    ];
     memory.scratch = more.iter().fold(memory.scratch, |sum, &bytes| sum.saturating_add(bytes));
     memory
+}
+
+/// What comes back of a step at most.
+fn chosen_bytes(limits: &Limits) -> usize {
+    4 * most_plain(limits).saturating_add(RECORD * most_weighed(limits))
 }
 
 /// Tokens that can be chosen.
@@ -44,6 +63,11 @@ fn spare_bytes(program: &Program, limits: &Limits) -> usize {
     blocks.chain(slots).max().unwrap_or(0).max(4)
 }
 
+/// The cosines and sines of a position, as words.
+fn angles_of<'a>(table: &Angles, program: &'a Program, position: u32) -> impl Iterator<Item = u32> + use<'a> {
+    angles(program.vector(table.inv_freq), table.magnitude, position).map(f32::to_bits)
+}
+
 /// Bytes of a block's keys in a layer.
 fn block_bytes(layer: &crate::KvLayer, kv_type: KvType) -> usize {
     4 * kv_words(kv_type, layer.head_dim) * layer.kv_heads * BLOCK
@@ -56,13 +80,16 @@ pub(super) struct GpuExecutor {
     recording: Recording,
     buffers: Vec<wgpu::Buffer>,
     launches: Vec<Launch>,
-    step: StepBuffers,
+    step: StepBuffer,
     spare: wgpu::Buffer,
     memory: MemoryUse,
-    /// Work that is written down but not handed over.
-    pending: RefCell<Option<wgpu::CommandEncoder>>,
-    /// Whether a step's ops are part of it.
-    has_run: Cell<bool>,
+    pending: RefCell<Pending>,
+    /// Submissions that nobody has waited for.
+    in_flight: RefCell<VecDeque<wgpu::SubmissionIndex>>,
+    foreseen: RefCell<Option<Foreseen>>,
+    /// The angles of positions that are likely to come next, of all tables.
+    angles_ahead: HashMap<u32, Vec<u32>>,
+    work: Cell<DeviceWork>,
     logits: OnceCell<Logits>,
     /// Of the last batch.
     rows: usize,
@@ -93,17 +120,15 @@ impl Logits {
     }
 }
 
-/// The batch on the device.
-struct StepBuffers {
-    layout: StepLayout,
+/// The step's words on the device.
+struct StepBuffer {
+    words: StepWords,
+    /// How often a larger buffer was made.
+    made: usize,
+    first_bytes: usize,
     bindings_layout: wgpu::BindGroupLayout,
-    step: wgpu::Buffer,
-    tables: wgpu::Buffer,
+    buffer: wgpu::Buffer,
     bindings: wgpu::BindGroup,
-    attended: Attended,
-    words: Vec<u32>,
-    table_words: Vec<u32>,
-    bytes: Vec<u8>,
 }
 
 impl GpuExecutor {
@@ -117,10 +142,10 @@ impl GpuExecutor {
         let buffers = memory::make(&gpu, &recording.buffers)?;
         // The weights are on the device now.
         recording.buffers.iter_mut().for_each(|spec| spec.fill = Fill::Zeros);
-        let step = StepBuffers::new(&gpu, limits);
+        let step = StepBuffer::new(&gpu, limits, StepWords::room(limits, recording.angles_of_row()));
         let launches = compile(&gpu, &recording, &buffers, &step.bindings_layout)?;
         let spare = memory::buffer(&gpu, spare_bytes(program, limits));
-        let chosen = memory::staging(&gpu, 4 * limits.logit_rows.max(1) as u64);
+        let chosen = memory::staging(&gpu, chosen_bytes(limits) as u64);
         let sampler = CpuSampler::new(choices(program), 1)?;
         let team = Team::start(1).map_err(|_| BackendError::Memory { what: "a thread", bytes: 0 })?;
         gpu.faults.check()?;
@@ -134,8 +159,11 @@ impl GpuExecutor {
             step,
             spare,
             memory,
-            pending: RefCell::new(None),
-            has_run: Cell::new(false),
+            pending: RefCell::default(),
+            in_flight: RefCell::default(),
+            foreseen: RefCell::default(),
+            angles_ahead: HashMap::new(),
+            work: Cell::default(),
             logits: OnceCell::new(),
             rows: 0,
             logit_rows: 0,
@@ -147,108 +175,45 @@ impl GpuExecutor {
         })
     }
 
-    /// Hands over what is written down.
-    fn submit(&self) {
-        if let Some(encoder) = self.pending.borrow_mut().take() {
-            self.gpu.queue.submit([encoder.finish()]);
-            self.has_run.set(false);
-        }
-    }
-
-    fn with_encoder<T>(&self, write: impl FnOnce(&mut wgpu::CommandEncoder) -> T) -> T {
-        let mut pending = self.pending.borrow_mut();
-        let new = || self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        write(pending.get_or_insert_with(new))
-    }
-
-    /// The angles of the step's rows, for every table of the program.
-    fn write_angles(&self, batch: &Batch) {
-        for table in &self.recording.angles {
-            let inv_freq = self.program.vector(table.inv_freq);
-            let floats =
-                batch.positions().iter().flat_map(|&position| angles(inv_freq, table.magnitude, position));
-            let buffer = memory::at(&self.buffers, table.buffer);
-            memory::write_words(&self.gpu, buffer, 0, floats.map(f32::to_bits));
-        }
-    }
-
-    /// None where this is not for steps of so many rows.
-    fn groups(&self, launch: &Launch) -> [u32; 3] {
-        let of_logits = launch.counts.iter().any(|count| matches!(count, Count::LogitRows(_)));
-        if !launch.rows.contains(if of_logits { &self.logit_rows } else { &self.rows }) {
-            return [0; 3];
-        }
-        launch.counts.map(|count| {
-            let groups = match count {
-                Count::Fixed(n) => n,
-                Count::Rows(per) => self.rows.div_ceil(per),
-                Count::LogitRows(per) => self.logit_rows.div_ceil(per),
-                Count::Pairs { of_row, per, experts } => {
-                    let pairs = self.rows * of_row;
-                    pairs / per + experts.min(pairs)
+    /// The batch and the angles of its rows, for every table of the program, as the words of the step to come.
+    fn write_batch(&mut self, batch: &Batch) {
+        let (recording, program, known) = (&self.recording, &self.program, &self.angles_ahead);
+        self.step.words.write(batch, |words| {
+            let mut before = 0;
+            for table in &recording.angles {
+                for &position in batch.positions() {
+                    match known.get(&position) {
+                        Some(all) => words.extend_from_slice(&all[before..before + table.width]),
+                        None => words.extend(angles_of(table, program, position)),
+                    }
                 }
-                Count::Spans => self.step.spans(),
-                Count::Tiles => self.step.attended.tiles.len(),
-                Count::Items => self.step.attended.items.len(),
-                Count::Splits => self.step.attended.splits.len(),
-                Count::Asked => self.asked.len(),
-            };
-            u32::try_from(groups).unwrap_or(u32::MAX)
-        })
-    }
-
-    fn launch_all(&self, ops: Range<usize>) -> Result<(), BackendError> {
-        let is_wanted = |launch: &&Launch| ops.contains(&launch.op) && launch.beside.fits(launch.op, &ops);
-        if let Some(groups) = self
-            .launches
-            .iter()
-            .filter(is_wanted)
-            .map(|launch| self.groups(launch))
-            .find(|groups| groups.iter().any(|&n| n > MAX_GROUPS))
-        {
-            return Err(BackendError::TooMany {
-                what: "workgroups of a kernel",
-                have: groups.into_iter().max().unwrap_or(0) as usize,
-                room: MAX_GROUPS as usize,
-            });
-        }
-        self.with_encoder(|encoder| match &self.profiling {
-            None => {
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-                self.launches.iter().filter(is_wanted).for_each(|launch| self.launch(&mut pass, launch));
-            }
-            Some(profiling) => {
-                for op in ops.clone() {
-                    let mut pass = encoder.begin_compute_pass(&profiling.pass(op));
-                    self.launches
-                        .iter()
-                        .filter(is_wanted)
-                        .filter(|launch| launch.op == op)
-                        .for_each(|launch| self.launch(&mut pass, launch));
-                }
-                profiling.resolve(encoder);
+                before += table.width;
             }
         });
-        Ok(())
+        let most_asked = ASKED * most_asked(&self.limits);
+        self.step.make_room(&self.gpu, self.step.words.of_batch() + most_asked);
     }
 
-    fn launch(&self, pass: &mut wgpu::ComputePass, launch: &Launch) {
-        let [x, y, z] = self.groups(launch);
-        if x == 0 || y == 0 || z == 0 {
+    /// Computes the angles of the positions at which sequences that write go on; for when the device is at work.
+    fn foresee_angles(&mut self) {
+        self.angles_ahead.clear();
+        if self.step.words.spans() < self.rows {
             return;
         }
-        pass.set_pipeline(launch.pipeline.get());
-        pass.set_bind_group(0, &self.step.bindings, &[]);
-        pass.set_bind_group(1, &launch.bindings, &[]);
-        pass.dispatch_workgroups(x, y, z);
+        for position in self.step.words.positions(self.rows) {
+            let next = position.saturating_add(1);
+            let tables = self.recording.angles.iter();
+            let all = tables.flat_map(|table| angles_of(table, &self.program, next));
+            self.angles_ahead.insert(next, all.collect());
+        }
     }
 
     fn rows_of(&self, buf: Buf) -> usize {
         if self.program.buffer(buf).rows == Rows::Batch { self.rows } else { self.logit_rows }
     }
 
-    fn fetch(&self, buffer: BufferId, bytes: usize) -> Result<Vec<u32>, BackendError> {
-        self.submit();
+    fn fetch_words(&self, buffer: BufferId, bytes: usize) -> Result<Vec<u32>, BackendError> {
+        self.hand_over(Choices::default())?;
         memory::read_words(&self.gpu, memory::at(&self.buffers, buffer), bytes)
     }
 
@@ -256,7 +221,7 @@ impl GpuExecutor {
     fn fetch_rows(&self, buf: Buf) -> Result<Vec<f32>, BackendError> {
         let slot = self.program.plan().slot_of(buf).expect("only buffers of ops are read");
         let n = self.rows_of(buf) * self.program.buffer(buf).width;
-        let words = self.fetch(self.recording.slots[slot], 4 * n)?;
+        let words = self.fetch_words(self.recording.slots[slot], 4 * n)?;
         Ok(words.into_iter().map(f32::from_bits).collect())
     }
 
@@ -285,28 +250,29 @@ impl GpuExecutor {
         (id, self.recording.buffers[id.0].bytes)
     }
 
-    /// The likeliest tokens that are asked for, with the step that is still to be handed over.
-    fn choose(&self) -> Result<Vec<u32>, BackendError> {
-        let mut words = Vec::new();
-        let (count, choice) = (self.asked.len(), self.recording.choice.as_ref());
-        let Some(choice) = choice.filter(|_| count > 0) else { return Ok(words) };
-        let asked = memory::at(&self.buffers, choice.asked.buffer);
-        memory::write_words(&self.gpu, asked, 0, self.asked.words());
-        let op = self.program.ops().len();
-        let bytes = 4 * count as u64;
-        self.with_encoder(|encoder| {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            self.launches
-                .iter()
-                .filter(|launch| launch.op == op)
-                .for_each(|launch| self.launch(&mut pass, launch));
-            drop(pass);
-            let chosen = memory::at(&self.buffers, choice.chosen.buffer);
-            encoder.copy_buffer_to_buffer(chosen, 0, &self.chosen, 0, bytes);
-        });
-        self.submit();
-        memory::take(&self.gpu, &self.chosen, bytes, &mut words)?;
-        Ok(words)
+    /// Chooses tokens by all of their rows' logits, which come to the host for it.
+    fn choose_by_all(&mut self, rows: &[SampleRow], out: &mut Vec<Sampled>) -> Result<(), BackendError> {
+        self.fetched_logits();
+        let logits = self.logits.get().map_or(Ok(&[][..]), Logits::checked)?;
+        let of_row = |row| row_of_logits(&self.program, logits, row).expect("the rows were looked at");
+        self.sampler.sample(&self.team, Level::best(), &of_row, rows, out);
+        Ok(())
+    }
+
+    /// What is asked for of the device, with the step that is still to be handed over.
+    fn choose(&mut self) -> Result<Vec<u32>, BackendError> {
+        let choices = Choices { plain: self.asked.plain(), weighed: self.asked.weighed() };
+        self.step.words.ask(choices.plain, self.asked.blocks(), self.asked.words());
+        let has_step = self.has_step();
+        let handed = self.hand_over(choices)?;
+        if let Some(shape) = handed.filter(|_| has_step && self.profiling.is_none()) {
+            self.foresee(shape);
+            self.foresee_angles();
+        }
+        match 4 * (choices.plain + choices.weighed * RECORD) as u64 {
+            0 => Ok(Vec::new()),
+            bytes => self.take(&self.chosen, bytes),
+        }
     }
 
     fn copy(&self, buffer: BufferId, bytes: usize, from: u32, to: u32) {
@@ -315,7 +281,7 @@ impl GpuExecutor {
         }
         let buffer = memory::at(&self.buffers, buffer);
         let (bytes, from, to) = (bytes as u64, u64::from(from), u64::from(to));
-        self.with_encoder(|encoder| {
+        self.beside(|encoder| {
             encoder.copy_buffer_to_buffer(buffer, from * bytes, &self.spare, 0, bytes);
             encoder.copy_buffer_to_buffer(&self.spare, 0, buffer, to * bytes, bytes);
         });
@@ -329,28 +295,31 @@ impl Executor for GpuExecutor {
 
     fn run_ops(&mut self, batch: &Batch, ops: Range<usize>) -> Result<(), BackendError> {
         check_batch(&self.program, &self.limits, batch)?;
+        // The step before must not find this one's batch.
+        if self.has_step() {
+            self.hand_over(Choices::default())?;
+        }
         (self.rows, self.logit_rows) = (batch.rows(), batch.logit_rows().len());
         self.logits = OnceCell::new();
-        // What is written to a buffer is there before all that is handed over later: the step before must not find this one's
-        // batch. Copies of state before the step read nothing of it, and go with it.
-        if self.has_run.get() {
-            self.submit();
-        }
         if let Some(profiling) = &mut self.profiling {
             profiling.begin(ops.clone());
         }
         if batch.rows() == 0 || ops.is_empty() {
             return self.gpu.faults.check();
         }
-        self.step.write(&self.gpu, batch);
-        self.write_angles(batch);
-        self.launch_all(ops)?;
-        self.has_run.set(true);
+        self.write_batch(batch);
+        self.shape(Some(&ops), Choices::default())?;
+        self.begin_step(ops);
         if self.profiling.is_some() {
-            self.submit();
+            self.hand_over(Choices::default())?;
+            let begin = Instant::now();
             if let Some(profiling) = &mut self.profiling {
                 profiling.read(&self.gpu)?;
             }
+            self.note(|work| {
+                work.waits += 1;
+                work.waiting += begin.elapsed();
+            });
         }
         self.gpu.faults.check()
     }
@@ -369,31 +338,33 @@ impl Executor for GpuExecutor {
         if let Some(row) = rows.iter().find(|row| row.logits >= have) {
             return Err(BackendError::LogitRow { row: row.logits as u32, rows: have });
         }
-        self.asked.gather(rows, choices, self.limits.logit_rows);
-        let chosen = self.choose()?;
-        let answers = rows.iter().map(|row| self.asked.answer(row, choices, &chosen));
-        out.extend(answers.map(|token| Sampled { token: token.flatten(), logprobs: None }));
-        let is_left = |row: &&SampleRow| self.asked.answer(row, choices, &chosen).is_none();
-        let left: Vec<SampleRow> = rows.iter().filter(is_left).copied().collect();
-        if left.is_empty() {
-            return Ok(());
-        }
-        self.fetched_logits();
-        let logits = self.logits.get().map_or(Ok(&[][..]), Logits::checked)?;
-        let of_row = |row| row_of_logits(&self.program, logits, row).expect("the rows were looked at");
-        let mut sampled = Vec::new();
-        self.sampler.sample(&self.team, Level::best(), &of_row, &left, &mut sampled);
-        let mut sampled = sampled.into_iter();
-        for (row, to) in rows.iter().zip(out) {
-            if self.asked.answer(row, choices, &chosen).is_none() {
-                *to = sampled.next().expect("a token for every row that was left");
+        let width = self.program.buffer(self.program.logits()).width;
+        self.asked.gather(rows, width, choices, &self.limits);
+        let words = self.choose()?;
+        let (mut left, mut places) = (Vec::new(), Vec::new());
+        for (i, row) in rows.iter().enumerate() {
+            let answer = self.asked.answer(i, row, &words);
+            if answer.is_none() {
+                left.push(*row);
+                places.push(i);
             }
+            out.push(answer.unwrap_or_default());
+        }
+        if !left.is_empty() {
+            let mut sampled = Vec::new();
+            self.choose_by_all(&left, &mut sampled)?;
+            places.into_iter().zip(sampled).for_each(|(i, sampled)| out[i] = sampled);
         }
         self.gpu.faults.check()
     }
 
     fn memory(&self) -> MemoryUse {
-        self.memory
+        let grown = 2 * (self.step.buffer.size() as usize - self.step.first_bytes);
+        MemoryUse { scratch: self.memory.scratch + grown, ..self.memory }
+    }
+
+    fn device_work(&self) -> DeviceWork {
+        self.work.get()
     }
 
     fn copy_block(&mut self, from: u32, to: u32) {
@@ -420,25 +391,27 @@ impl Executor for GpuExecutor {
     }
 
     fn read(&self, place: Place) -> Vec<f32> {
-        let what = "the GPU's memory can be read";
-        match place {
-            Place::Buffer(buf) => self.fetch_rows(buf).expect(what),
-            _ => {
-                let (id, bytes) = self.find(place);
-                let words = self.fetch(id, bytes).expect(what);
-                match place {
-                    Place::Keys(KvId(l)) | Place::Values(KvId(l)) => {
-                        let layer = self.program.state().kv[l as usize];
-                        memory::kv_floats(self.limits.kv_type, layer.head_dim, &words)
-                    }
-                    _ => words.into_iter().map(f32::from_bits).collect(),
-                }
-            }
+        Executor::fetch(self, place).expect("the GPU's memory can be read")
+    }
+
+    fn fetch(&self, place: Place) -> Result<Vec<f32>, BackendError> {
+        if let Place::Buffer(buf) = place {
+            return self.fetch_rows(buf);
         }
+        let (id, bytes) = self.find(place);
+        let words = self.fetch_words(id, bytes)?;
+        Ok(match place {
+            Place::Keys(KvId(l)) | Place::Values(KvId(l)) => {
+                let layer = self.program.state().kv[l as usize];
+                memory::kv_floats(self.limits.kv_type, layer.head_dim, &words)
+            }
+            _ => words.into_iter().map(f32::from_bits).collect(),
+        })
     }
 
     fn write(&mut self, place: Place, values: &[f32]) {
-        self.submit();
+        // What fails is told by the next step.
+        let _ = self.hand_over(Choices::default());
         self.logits = OnceCell::new();
         let (id, _) = self.find(place);
         let words = match place {
@@ -452,35 +425,37 @@ impl Executor for GpuExecutor {
     }
 }
 
-impl StepBuffers {
-    fn new(gpu: &Gpu, limits: &Limits) -> StepBuffers {
-        let layout = StepLayout::new(limits);
+impl StepBuffer {
+    fn new(gpu: &Gpu, limits: &Limits, room: usize) -> StepBuffer {
         let bindings_layout = bindings_layout(gpu, &[false, false]);
-        let step = memory::buffer(gpu, 4 * layout.words());
-        let tables = memory::buffer(gpu, 4 * FIRST_TABLES);
-        let bindings = bind(gpu, &bindings_layout, [step.as_entire_binding(), tables.as_entire_binding()]);
-        let (words, table_words, bytes) = (Vec::new(), Vec::new(), Vec::new());
-        let attended = Attended::new(limits);
-        StepBuffers { layout, bindings_layout, step, tables, bindings, attended, words, table_words, bytes }
+        let (buffer, bindings) = StepBuffer::bound(gpu, &bindings_layout, room);
+        let first_bytes = buffer.size() as usize;
+        StepBuffer { words: StepWords::new(limits), made: 0, first_bytes, bindings_layout, buffer, bindings }
     }
 
-    fn spans(&self) -> usize {
-        self.words.get(1).map_or(0, |&n| n as usize)
+    fn bound(gpu: &Gpu, layout: &wgpu::BindGroupLayout, words: usize) -> (wgpu::Buffer, wgpu::BindGroup) {
+        let buffer = memory::buffer(gpu, 4 * words);
+        let both = [buffer.as_entire_binding(), buffer.as_entire_binding()];
+        let bindings = bind(gpu, layout, both);
+        (buffer, bindings)
     }
 
-    fn write(&mut self, gpu: &Gpu, batch: &Batch) {
-        self.layout.write(batch, &mut self.attended, &mut self.words, &mut self.table_words);
-        let have = self.tables.size() as usize;
-        if 4 * self.table_words.len() > have {
-            // Tables may share blocks, so they may be longer together than there are blocks.
-            self.tables = memory::buffer(gpu, (4 * self.table_words.len()).max(2 * have));
-            let resources = [self.step.as_entire_binding(), self.tables.as_entire_binding()];
-            self.bindings = bind(gpu, &self.bindings_layout, resources);
+    /// Makes a larger buffer where so many words have no room.
+    fn make_room(&mut self, gpu: &Gpu, words: usize) {
+        let have = self.buffer.size() as usize / 4;
+        if words > have {
+            self.made += 1;
+            (self.buffer, self.bindings) = StepBuffer::bound(gpu, &self.bindings_layout, words.max(2 * have));
         }
-        for (words, to) in [(&self.words, &self.step), (&self.table_words, &self.tables)] {
-            self.bytes.clear();
-            self.bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-            gpu.queue.write_buffer(to, 0, &self.bytes);
-        }
+    }
+
+    fn upload(&self, gpu: &Gpu) {
+        memory::write_words(gpu, &self.buffer, 0, self.words.words().iter().copied());
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/gpu_at_hand/mod.rs"]
+mod gpu_at_hand;
+#[cfg(test)]
+mod tests;

@@ -8,12 +8,12 @@ use exotherm_tensor::Tensor;
 use exotherm_tensor::formats::{f16_to_f32, f32_to_f16};
 
 use super::device::Gpu;
-use super::record::{BufferId, BufferSpec, Fill, Laid};
+use super::record::{BufferId, BufferSpec, Class, Fill, Laid};
 use super::rows::RowLayout;
 use crate::backend::{BackendError, KvType};
 
 /// Bytes of weights that are laid out before they are handed over.
-const PORTION: usize = 16 << 20;
+pub(super) const PORTION: usize = 16 << 20;
 
 /// How long it may take to be told of what has happened.
 const TELLING: Duration = Duration::from_secs(20);
@@ -34,28 +34,47 @@ pub(super) fn staging(gpu: &Gpu, size: u64) -> wgpu::Buffer {
     gpu.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
 }
 
+/// What there was no room for, and what would have needed less of it.
+fn no_room(class: Class, had: usize, need: usize) -> BackendError {
+    let (what, less) = match class {
+        Class::Weights => ("the weights", "type of weights (--quantize, or another file)"),
+        Class::Kv => ("keys and values", "--ctx or --max-seqs"),
+        Class::Recurrent => ("recurrent states", "--max-seqs"),
+        Class::Scratch => ("activations", "--max-seqs or --ctx"),
+    };
+    BackendError::NoRoom { what, had, need, less }
+}
+
 /// Makes all buffers of a recording and fills them.
 pub(super) fn make(gpu: &Gpu, specs: &[BufferSpec]) -> Result<Vec<wgpu::Buffer>, BackendError> {
-    let mut made = Vec::new();
+    let (mut made, mut had) = (Vec::new(), 0usize);
+    // What failed before is not this.
+    gpu.faults.are_of_memory();
+    let need = specs.iter().fold(0usize, |sum, spec| sum.saturating_add(spec.bytes));
+    // Everything is had before anything is brought, which takes long.
     for spec in specs {
-        let made_here = buffer(gpu, spec.bytes);
-        if gpu.faults.check().is_err() {
-            return Err(BackendError::Memory { what: "the model on the GPU", bytes: spec.bytes });
+        made.push(buffer(gpu, spec.bytes));
+        if let Err(fault) = gpu.faults.check() {
+            return Err(if gpu.faults.are_of_memory() { no_room(spec.class, had, need) } else { fault });
         }
+        had += spec.bytes;
+    }
+    let of_weights = specs.iter().filter(|spec| matches!(spec.fill, Fill::Rows { .. } | Fill::Matrices(_)));
+    let mut loading = Loading::new(gpu, of_weights.map(|spec| spec.bytes).sum());
+    for (spec, made_here) in specs.iter().zip(&made) {
         match &spec.fill {
             Fill::Zeros => {}
             Fill::Floats(values) if values.is_empty() => {}
-            Fill::Floats(values) => write_words(gpu, &made_here, 0, values.iter().map(|v| v.to_bits())),
-            Fill::Rows { layout, parts } => upload(gpu, &made_here, 0, layout, parts)?,
+            Fill::Floats(values) => write_words(gpu, made_here, 0, values.iter().map(|v| v.to_bits())),
+            Fill::Rows { layout, parts } => loading.upload(made_here, 0, layout, parts)?,
             Fill::Matrices(laid) => {
                 for Laid { at, layout, parts } in laid {
-                    upload(gpu, &made_here, *at as u64, layout, parts)?;
+                    loading.upload(made_here, *at as u64, layout, parts)?;
                 }
             }
         }
-        made.push(made_here);
     }
-    gpu.faults.check()?;
+    gpu.wait()?;
     Ok(made)
 }
 
@@ -65,28 +84,54 @@ pub(super) fn write_words(gpu: &Gpu, to: &wgpu::Buffer, at: u64, words: impl Ite
     gpu.queue.write_buffer(to, at, &bytes);
 }
 
-/// Lays rows of weights out and hands them over, portion by portion, from a byte on.
-fn upload(
-    gpu: &Gpu,
-    to: &wgpu::Buffer,
-    mut at: u64,
-    layout: &RowLayout,
-    parts: &[Tensor],
-) -> Result<(), BackendError> {
-    let most = (PORTION / layout.row_bytes()).max(1);
-    for part in parts {
-        for start in (0..part.n_rows()).step_by(most) {
-            let rows = part.rows(start..part.n_rows().min(start + most));
-            let bytes = packed(&rows, layout);
-            gpu.queue.write_buffer(to, at, &bytes);
-            at += bytes.len() as u64;
-            // So that what is handed over does not pile up.
-            gpu.queue.submit([]);
-            gpu.wait()?;
-            rows.give_back();
+/// Weights on their way to the device.
+struct Loading<'a> {
+    gpu: &'a Gpu,
+    /// The portion that is being copied while the next is laid out.
+    before: Option<wgpu::SubmissionIndex>,
+    done: usize,
+    total: usize,
+}
+
+impl Loading<'_> {
+    fn new(gpu: &Gpu, total: usize) -> Loading<'_> {
+        let loading = Loading { gpu, before: None, done: 0, total };
+        loading.tell();
+        loading
+    }
+
+    fn tell(&self) {
+        if let Some(progress) = &self.gpu.progress {
+            progress(self.done, self.total);
         }
     }
-    Ok(())
+
+    /// Lays rows of weights out and hands them over, portion by portion, from a byte on.
+    fn upload(
+        &mut self,
+        to: &wgpu::Buffer,
+        mut at: u64,
+        layout: &RowLayout,
+        parts: &[Tensor],
+    ) -> Result<(), BackendError> {
+        let most = (PORTION / layout.row_bytes()).max(1);
+        for part in parts {
+            for start in (0..part.n_rows()).step_by(most) {
+                let rows = part.rows(start..part.n_rows().min(start + most));
+                let bytes = packed(&rows, layout);
+                self.gpu.queue.write_buffer(to, at, &bytes);
+                at += bytes.len() as u64;
+                rows.give_back();
+                // So that what is handed over does not pile up.
+                if let Some(before) = self.before.replace(self.gpu.queue.submit([])) {
+                    self.gpu.wait_for(before)?;
+                }
+                self.done += bytes.len();
+                self.tell();
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Rows as they lie on the device, laid out by all of the machine's threads.

@@ -2,6 +2,7 @@
 //! one command buffer with one compute pass, and what comes back is what was asked for.
 
 pub(crate) mod attended;
+mod cache;
 mod compile;
 mod device;
 mod executor;
@@ -19,6 +20,9 @@ mod step;
 mod unroll;
 mod unrolled;
 
+use std::path::Path;
+use std::sync::Arc;
+
 use crate::backend::{Backend, BackendError, Executor, KvType, Limits, MemoryUse};
 use crate::program::Program;
 use crate::rounding::Activations;
@@ -28,8 +32,10 @@ pub use in_step::Tuning;
 
 pub(crate) use kernel::Kernel;
 pub(crate) use record::{Count, Recorder, View};
+pub(crate) use step::ASKED;
 pub(crate) use unrolled::unrolled;
 
+use cache::KernelCache;
 use device::{Gpu, Traits};
 use executor::GpuExecutor;
 
@@ -42,15 +48,32 @@ pub fn dispatches(program: &Program) -> Result<Vec<usize>, BackendError> {
     Ok((0..ops).map(|op| recording.dispatches_of(ops, op, 1)).collect())
 }
 
-/// Computes on one GPU. Activations stay as they are unless they are to be rounded where they meet quantized weights.
+/// Computes on one GPU. Activations stay as they are unless they are to be rounded where they meet quantized weights. Its clones are of
+/// one device.
+#[derive(Clone)]
 pub struct GpuBackend {
     gpu: Gpu,
     products: Products,
 }
 
+/// Is told how many bytes of how many are on the device.
+pub type LoadProgress = dyn Fn(usize, usize) + Send + Sync;
+
 impl GpuBackend {
     pub fn open(info: &GpuInfo, options: &GpuOptions) -> Result<GpuBackend, BackendError> {
         Ok(GpuBackend { gpu: info.open(options)?, products: options.products })
+    }
+
+    /// Keeps compiled kernels in this folder for the next time, where the interface to the GPU can.
+    pub fn with_kernel_cache(mut self, folder: &Path) -> GpuBackend {
+        self.gpu.cache = KernelCache::open(&self.gpu.device, &self.gpu.info, folder);
+        self
+    }
+
+    /// Tells of weights that are brought to the device.
+    pub fn with_progress(mut self, progress: Arc<LoadProgress>) -> GpuBackend {
+        self.gpu.progress = Some(progress);
+        self
     }
 
     /// On the first GPU of this machine, software ones included, if there is one.
@@ -61,6 +84,13 @@ impl GpuBackend {
     /// Whether its kernels for many rows multiply matrices as a whole.
     pub fn multiplies_matrices(&self) -> bool {
         self.gpu.traits.matrices
+    }
+}
+
+impl GpuBackend {
+    fn executor(&self, program: &Program, limits: &Limits) -> Result<GpuExecutor, BackendError> {
+        let recording = record::record(program, limits, &self.gpu.traits)?;
+        GpuExecutor::new(self.gpu.clone(), recording, program, limits)
     }
 }
 
@@ -78,6 +108,11 @@ impl Backend for GpuBackend {
         }
     }
 
+    fn is_in_host_memory(&self) -> bool {
+        // Of kinds that are not known the careful thing is said.
+        !matches!(self.gpu.info.device_type, wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu)
+    }
+
     fn memory(&self, program: &Program, limits: &Limits) -> MemoryUse {
         const TOO_MUCH: usize = usize::MAX;
         let recorded = record::record(program, limits, &self.gpu.traits);
@@ -88,8 +123,7 @@ impl Backend for GpuBackend {
     }
 
     fn compile(&self, program: &Program, limits: &Limits) -> Result<Box<dyn Executor>, BackendError> {
-        let recording = record::record(program, limits, &self.gpu.traits)?;
-        Ok(Box::new(GpuExecutor::new(self.gpu.clone(), recording, program, limits)?))
+        Ok(Box::new(self.executor(program, limits)?))
     }
 }
 

@@ -20,9 +20,6 @@ use crate::sampling::gpu::Choice;
 /// Offsets of bindings are multiples of this on every device.
 const ALIGNMENT: usize = 256;
 
-/// Words of block tables that there is room for at first.
-pub(crate) const FIRST_TABLES: usize = 1024;
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct BufferId(pub usize);
 
@@ -90,8 +87,10 @@ pub(crate) enum Count {
     Items,
     /// One for every row whose stretches it puts together afterwards.
     Splits,
-    /// One for every row of logits whose likeliest token is asked for.
+    /// One for every choice that is asked for.
     Asked,
+    /// One for every choice for which tokens are weighed.
+    Weighed,
 }
 
 /// Beside which other ops of the program a dispatch is run: an op may do what the next one begins with, and must not where that is
@@ -135,11 +134,12 @@ pub(crate) struct KernelText {
     pub is_written: Vec<bool>,
 }
 
-/// A buffer that the host fills with the cosines and sines of a step's rows.
+/// Cosines and sines of a step's rows, which the host writes with the step.
 pub(crate) struct Angles {
     pub inv_freq: VecId,
     pub magnitude: f32,
-    pub buffer: BufferId,
+    /// Of a row.
+    pub width: usize,
 }
 
 /// Rows of a matrix that are of one type and lie in one binding.
@@ -166,8 +166,13 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// Dispatches of an op in a step of so many rows whose contexts are one stretch each, where all ops are run: each waits for the one before
-    /// it, so their number decides how fast one row is.
+    /// Cosines and sines that come with every row of a step.
+    pub fn angles_of_row(&self) -> usize {
+        self.angles.iter().map(|angles| angles.width).sum()
+    }
+
+    /// Dispatches of an op in a step of so many rows whose contexts are one stretch each, where all ops are run: each waits for the
+    /// one before it, so their number decides how fast one row is.
     pub fn dispatches_of(&self, ops: usize, op: usize, rows: usize) -> usize {
         let of_others = |count: &Count| matches!(count, Count::Tiles | Count::Splits);
         let is_run = |dispatch: &&Dispatch| {
@@ -202,6 +207,8 @@ pub(crate) struct Recorder<'a> {
     op: usize,
     rows: RangeInclusive<usize>,
     beside: Beside,
+    /// Room that ops have had for themselves, and which op has it at present.
+    scratch: Vec<(BufferId, usize)>,
     vectors: HashMap<Vec<u32>, View>,
     vector_values: Vec<f32>,
     matrices: HashMap<u32, Vec<Piece>>,
@@ -226,6 +233,7 @@ pub(crate) fn record(program: &Program, limits: &Limits, traits: &Traits) -> Res
         op: 0,
         rows: ALL_ROWS,
         beside: Beside::Any,
+        scratch: Vec::new(),
         vectors: HashMap::new(),
         vector_values: Vec::new(),
         matrices: HashMap::new(),
@@ -337,9 +345,19 @@ impl Recorder<'_> {
         self.whole(self.recording.recurrent[state.0 as usize])
     }
 
-    /// Room for `width` floats of every row of the batch, of this op alone.
+    /// Room for `width` floats of every row of the batch, of this op alone. What an op before this one had of the same size is
+    /// this one's now, and holds what that one left there.
     pub fn scratch(&mut self, width: usize) -> Result<View, BackendError> {
+        let (op, bytes) = (self.op, width.saturating_mul(self.limits.rows).saturating_mul(4).max(4));
+        let buffers = &self.recording.buffers;
+        let is_free = |(id, user): &&mut (BufferId, usize)| *user != op && buffers[id.0].bytes == bytes;
+        if let Some((id, user)) = self.scratch.iter_mut().find(is_free) {
+            *user = op;
+            let id = *id;
+            return Ok(self.whole(id));
+        }
         let id = self.floats(&[width, self.limits.rows], Class::Scratch)?;
+        self.scratch.push((id, op));
         Ok(self.whole(id))
     }
 
@@ -360,6 +378,12 @@ impl Recorder<'_> {
     /// Room for `width` words of every row of logits.
     pub fn logits_scratch(&mut self, width: usize) -> Result<View, BackendError> {
         let id = self.floats(&[width, self.limits.logit_rows], Class::Scratch)?;
+        Ok(self.whole(id))
+    }
+
+    /// Room for as many words as the product of the sizes, of this op alone.
+    pub fn room(&mut self, sizes: &[usize]) -> Result<View, BackendError> {
+        let id = self.floats(sizes, Class::Scratch)?;
         Ok(self.whole(id))
     }
 
@@ -477,12 +501,12 @@ impl Recorder<'_> {
         Ok(Some(pieces))
     }
 
-    /// A buffer that the host fills with a step's angles before the first op.
-    pub fn angles(&mut self, inv_freq: VecId, magnitude: f32) -> Result<View, BackendError> {
+    /// Has a step's angles written with it; tells how many of each row come before them.
+    pub fn angles(&mut self, inv_freq: VecId, magnitude: f32) -> usize {
+        let before = self.recording.angles_of_row();
         let width = 2 * self.program.vector(inv_freq).len();
-        let buffer = self.floats(&[width, self.limits.rows], Class::Scratch)?;
-        self.recording.angles.push(Angles { inv_freq, magnitude, buffer });
-        Ok(self.whole(buffer))
+        self.recording.angles.push(Angles { inv_freq, magnitude, width });
+        before
     }
 
     /// Records what is done in steps of so many rows alone, of the batch or of those that want logits. Within another such call

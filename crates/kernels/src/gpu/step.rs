@@ -1,77 +1,127 @@
-//! A step's batch as one array of words that all kernels can see.
+//! A step's batch as one array of words that all kernels can see: one write brings all that a step is.
 
 use super::attended::{Attended, ITEM, SPLIT, cells};
 use crate::backend::Limits;
 use crate::batch::Batch;
+use crate::sampling::gpu::most_asked;
 
 /// Counts, and where the arrays begin: kernels read that, so that they are the same for every size of a step.
-const HEAD: usize = 12;
+const HEAD: usize = 16;
 /// Words of a span: first row, rows, start, where its table begins, slot.
 const SPAN: usize = 5;
+/// Words of what is asked of a row of logits.
+pub(crate) const ASKED: usize = 8;
 
-/// Where the arrays lie.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StepLayout {
-    rows: usize,
-    logit_rows: usize,
-    cells: usize,
+/// Words of block tables that there is room for at least.
+const FIRST_TABLES: usize = 1024;
+
+/// Places in the head.
+mod place {
+    pub const ASKED: usize = 11;
+    pub const PLAIN: usize = 12;
+    pub const BLOCKS: usize = 13;
 }
 
-impl StepLayout {
-    pub fn new(limits: &Limits) -> StepLayout {
-        StepLayout { rows: limits.rows, logit_rows: limits.logit_rows, cells: cells(limits) }
+/// The words of a step.
+pub(crate) struct StepWords {
+    words: Vec<u32>,
+    /// Words but for what is asked.
+    batch: usize,
+    spans: usize,
+    attended: Attended,
+}
+
+impl StepWords {
+    pub fn new(limits: &Limits) -> StepWords {
+        StepWords { words: Vec::new(), batch: 0, spans: 0, attended: Attended::new(limits) }
     }
 
-    fn spans_at(&self) -> usize {
-        HEAD + 3 * self.rows + self.logit_rows
-    }
-
-    /// How attention takes the rows lies behind them, as much as there is of it.
-    fn attended_at(&self) -> usize {
-        self.spans_at() + SPAN * self.rows
-    }
-
-    pub fn words(&self) -> usize {
+    /// Words that there is room for at first, where a row has so many angles. Tables may share blocks, so they may be longer
+    /// together than there are blocks.
+    pub fn room(limits: &Limits, angles: usize) -> usize {
         // Every row is a tile, an item and a split at most, and every cell is an item.
-        self.attended_at() + self.rows * (1 + ITEM + SPLIT) + self.cells * ITEM
+        let of_row = 3 + SPAN + angles + 1 + ITEM + SPLIT;
+        let rows = limits.rows.saturating_mul(of_row).saturating_add(cells(limits).saturating_mul(ITEM));
+        let logit_rows = limits.logit_rows.saturating_add(most_asked(limits).saturating_mul(ASKED));
+        [rows, logit_rows, limits.blocks.max(FIRST_TABLES)].into_iter().fold(HEAD, usize::saturating_add)
     }
 
-    /// The batch in words, and the block tables, both in place of what was there. Spans without rows have nothing to be done.
-    pub fn write(&self, batch: &Batch, attended: &mut Attended, step: &mut Vec<u32>, tables: &mut Vec<u32>) {
-        step.clear();
-        tables.clear();
-        step.resize(self.attended_at(), 0);
-        attended.begin(batch);
-        let mut spans = 0;
-        for span in batch.spans().iter().filter(|span| span.rows > 0) {
-            let at = self.spans_at() + SPAN * spans;
-            let words = [span.first_row, span.rows, span.start, tables.len() as u32, span.slot];
-            step[at..at + SPAN].copy_from_slice(&words);
-            attended.take(span, tables.len() as u32);
-            tables.extend_from_slice(batch.block_table(span));
-            let rows = span.row_range();
-            step[HEAD + 2 * self.rows..][rows].fill(spans as u32);
-            spans += 1;
+    /// The batch and the angles of its rows, in place of what was there. Spans without rows have nothing to be done.
+    pub fn write(&mut self, batch: &Batch, angles: impl FnOnce(&mut Vec<u32>)) {
+        let (words, rows) = (&mut self.words, batch.rows());
+        let spans = || batch.spans().iter().filter(|span| span.rows > 0);
+        self.spans = spans().count();
+        words.clear();
+        words.resize(HEAD, 0);
+        words.extend_from_slice(batch.tokens());
+        let positions = words.len();
+        words.extend_from_slice(batch.positions());
+        let span_of = words.len();
+        words.resize(span_of + rows, 0);
+        let logits = words.len();
+        words.extend_from_slice(batch.logit_rows());
+        let spans_at = words.len();
+        let mut table = spans_at + SPAN * self.spans;
+        self.attended.begin(batch);
+        for (number, span) in (0..).zip(spans()) {
+            words.extend([span.first_row, span.rows, span.start, table as u32, span.slot]);
+            words[span_of..][span.row_range()].fill(number);
+            self.attended.take(span, table as u32);
+            table += batch.block_table(span).len();
         }
-        let tiles = step.len();
-        step.extend(&attended.tiles);
-        let items = step.len();
-        step.extend(attended.items.as_flattened());
-        let splits = step.len();
-        step.extend(attended.splits.as_flattened());
-        let mut put = |at: usize, words: &[u32]| step[at..at + words.len()].copy_from_slice(words);
-        let (positions, span_of, logits) = (HEAD + self.rows, HEAD + 2 * self.rows, HEAD + 3 * self.rows);
-        let counts = [batch.rows(), spans, batch.logit_rows().len()];
-        put(0, &counts.map(|n| n as u32));
-        let places = [positions, span_of, logits, self.spans_at(), tiles, items, splits];
-        put(counts.len(), &places.map(|n| n as u32));
-        put(HEAD, batch.tokens());
-        put(HEAD + self.rows, batch.positions());
-        put(HEAD + 3 * self.rows, batch.logit_rows());
+        spans().for_each(|span| words.extend_from_slice(batch.block_table(span)));
+        let angles_at = words.len();
+        angles(words);
+        let tiles = words.len();
+        words.extend(&self.attended.tiles);
+        let items = words.len();
+        words.extend(self.attended.items.as_flattened());
+        let splits = words.len();
+        words.extend(self.attended.splits.as_flattened());
+        self.batch = words.len();
+        let counts = [rows, self.spans, batch.logit_rows().len()];
+        let places = [positions, span_of, logits, spans_at, angles_at, tiles, items, splits];
+        for (to, from) in words.iter_mut().zip(counts.into_iter().chain(places)) {
+            *to = from as u32;
+        }
+    }
+
+    /// What is asked of rows of logits that have so many blocks, in place of what was asked before: first the plain ones.
+    pub fn ask(&mut self, plain: usize, blocks: usize, asked: impl Iterator<Item = u32>) {
+        // Before the first batch there is nothing.
+        self.batch = self.batch.max(HEAD);
+        self.words.resize(self.batch, 0);
+        self.words[place::ASKED] = self.batch as u32;
+        self.words[place::PLAIN] = plain as u32;
+        self.words[place::BLOCKS] = blocks as u32;
+        self.words.extend(asked);
+    }
+
+    pub fn spans(&self) -> usize {
+        self.spans
+    }
+
+    /// How attention takes the rows.
+    pub fn attended(&self) -> &Attended {
+        &self.attended
+    }
+
+    /// The positions of so many rows.
+    pub fn positions(&self, rows: usize) -> &[u32] {
+        &self.words[HEAD + rows..][..rows]
+    }
+
+    /// Words but for what is asked.
+    pub fn of_batch(&self) -> usize {
+        self.batch
+    }
+
+    pub fn words(&self) -> &[u32] {
+        &self.words
     }
 }
 
-/// How kernels see a step.
+/// How kernels see a step. Both bindings are of the same words.
 pub(crate) fn wgsl() -> String {
     format!(
         "@group(0) @binding(0) var<storage, read> step_words: array<u32>;\n\
@@ -88,10 +138,17 @@ pub(crate) fn wgsl() -> String {
          step_words[at + 1u], step_words[at + 2u], step_words[at + 3u], step_words[at + 4u]);\n}}\n\
          struct Item {{ row: u32, position: u32, table_at: u32, first: u32, count: u32, cell: u32 }}\n\
          struct Split {{ row: u32, position: u32, cell: u32 }}\n\
-         fn tile_at(i: u32) -> u32 {{ return step_words[step_words[7] + i]; }}\n\
-         fn item_at(i: u32) -> Item {{\n    let at = step_words[8] + {ITEM}u * i;\n    return Item(step_words[at], \
+         fn tile_at(i: u32) -> u32 {{ return step_words[step_words[8] + i]; }}\n\
+         fn item_at(i: u32) -> Item {{\n    let at = step_words[9] + {ITEM}u * i;\n    return Item(step_words[at], \
          step_words[at + 1u], step_words[at + 2u], step_words[at + 3u], step_words[at + 4u], step_words[at + 5u]);\n}}\n\
-         fn split_at(i: u32) -> Split {{\n    let at = step_words[9] + {SPLIT}u * i;\n    return Split(step_words[at], \
-         step_words[at + 1u], step_words[at + 2u]);\n}}\n"
+         fn split_at(i: u32) -> Split {{\n    let at = step_words[10] + {SPLIT}u * i;\n    return Split(step_words[at], \
+         step_words[at + 1u], step_words[at + 2u]);\n}}\n\
+         fn angle(at: u32) -> f32 {{ return bitcast<f32>(step_words[step_words[7] + at]); }}\n\
+         fn asked(i: u32, word: u32) -> u32 {{ return step_words[step_words[{}] + {ASKED}u * i + word]; }}\n\
+         fn asked_plainly() -> u32 {{ return step_words[{}]; }}\n\
+         fn asked_blocks() -> u32 {{ return step_words[{}]; }}\n",
+        place::ASKED,
+        place::PLAIN,
+        place::BLOCKS,
     )
 }

@@ -5,7 +5,7 @@ use super::random;
 
 /// The weight of the likeliest token. What is less likely by more than 2^45 weighs nothing: all such tokens of a vocabulary
 /// of 2^18 together would be drawn less than once in 10^7 times.
-const LOG2_UNIT: i64 = 44;
+pub(super) const LOG2_UNIT: i64 = 44;
 const UNIT: f64 = (1u64 << LOG2_UNIT) as f64;
 
 /// 1.5 · 2^52: adding it leaves the nearest whole number in the lowest bits.
@@ -20,7 +20,7 @@ pub(super) const BUCKETS: usize = 1024;
 const BUCKETS_PER_POWER: f64 = 16.0;
 
 /// Coefficients of r^0, r^1, … in 2^r: for r in -0.5..=0.5 the rest is less than a tenth of a unit.
-const EXP2: [f64; 12] = {
+pub(super) const EXP2: [f64; 12] = {
     let mut coefficients = [1.0; 12];
     let mut k = 1;
     while k < coefficients.len() {
@@ -41,6 +41,11 @@ impl Weights {
     /// Beside the greatest logit; the temperature is more than 0.
     pub fn new(max: f32, temperature: f32) -> Weights {
         Weights { max: f64::from(max), scale: std::f64::consts::LOG2_E / f64::from(temperature) }
+    }
+
+    /// What differences of logits are multiplied with to be powers of two.
+    pub fn scale(self) -> f64 {
+        self.scale
     }
 
     /// The weight of a token whose logit is at most the greatest. It is made of plain products and sums, none of them

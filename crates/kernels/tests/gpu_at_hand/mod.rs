@@ -1,6 +1,7 @@
 //! The GPU that tests run on: the first of this machine, software ones included. Where there is none a test says that it is
 //! skipped, unless `EXOTHERM_TEST_GPU` says that there must be one.
 
+use std::io::Write;
 use std::sync::LazyLock;
 
 use exotherm_kernels::gpu::{GpuBackend, GpuOptions, Products, Tuning};
@@ -36,45 +37,43 @@ fn opened(options: GpuOptions) -> Option<GpuBackend> {
     // Set where the tests' own preparations have put one there.
     let must_be = std::env::var_os("EXOTHERM_TEST_GPU").is_some();
     assert!(gpu.is_some() || !must_be, "there is no GPU, not even a software one");
+    if gpu.is_none() {
+        // Unlike what `println!` prints, this is seen though the tests pass.
+        let _ =
+            writeln!(std::io::stderr(), "SKIPPED: the tests on a GPU (there is none, not even in software)");
+    }
     gpu
 }
 
-fn or_a_word(gpu: &'static Option<GpuBackend>) -> Option<&'static GpuBackend> {
-    if gpu.is_none() {
-        println!("SKIPPED: there is no GPU, not even a software one");
-    }
-    gpu.as_ref()
-}
-
-/// The GPU with the kernels for few rows, or a word about its lack.
+/// The GPU with the kernels for few rows, if there is one.
 pub fn gpu() -> Option<&'static GpuBackend> {
-    or_a_word(&GPU)
+    GPU.as_ref()
 }
 
 /// The same with activations rounded where they meet quantized weights, as real ones may be used.
 #[allow(dead_code)]
 pub fn rounding_gpu() -> Option<&'static GpuBackend> {
-    or_a_word(&ROUNDING)
+    ROUNDING.as_ref()
 }
 
 /// The same again, with products shared out in another way.
 #[allow(dead_code)]
 pub fn tuned_gpu() -> Option<&'static GpuBackend> {
-    or_a_word(&TUNED)
+    TUNED.as_ref()
 }
 
 /// The same with nothing that not every device has.
 #[allow(dead_code)]
 pub fn plain_gpu() -> Option<&'static GpuBackend> {
-    or_a_word(&PLAIN)
+    PLAIN.as_ref()
 }
 
 /// The same with kernels for more rows.
 #[allow(dead_code)]
 pub fn gpu_with(products: Products) -> Option<&'static GpuBackend> {
-    or_a_word(match products {
-        Products::Auto | Products::Few => &GPU,
-        Products::Several => &SEVERAL,
-        Products::Many => &MANY,
-    })
+    match products {
+        Products::Auto | Products::Few => GPU.as_ref(),
+        Products::Several => SEVERAL.as_ref(),
+        Products::Many => MANY.as_ref(),
+    }
 }

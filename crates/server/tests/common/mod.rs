@@ -6,25 +6,30 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use exotherm_engine::{Engine, EngineConfig, EngineHandle};
 use exotherm_kernels::reference::ReferenceBackend;
-use exotherm_kernels::{BackendError, Batch, Executor, Wrapped, Wrapper};
+use exotherm_kernels::{Backend, BackendError, Batch, Executor, Wrapped, Wrapper};
 use exotherm_models::{LoadOptions, load};
 use exotherm_server::{Config, Facts, ServedModel, Server};
 use exotherm_tokenizer::{GgufVocab, Tokenizer};
 use exotherm_weights::Checkpoint;
 use serde_json::{Value, json};
 
+#[path = "../../../kernels/tests/gpu_at_hand/mod.rs"]
+mod gpu_at_hand;
+
 pub const CTX: usize = 256;
 pub const PATIENCE: Duration = Duration::from_secs(20);
 const VOCAB: usize = 113;
 
-/// The reference backend with a pause in every step, so that there is time for something to happen.
-struct Slow(Box<dyn Executor>, Duration);
+/// An executor with a pause in every step, so that there is time for something to happen, and a device that fails when it is
+/// told to.
+struct Slow(Box<dyn Executor>, Duration, Arc<AtomicBool>);
 
 impl Wrapper for Slow {
     fn inner(&self) -> &dyn Executor {
@@ -37,8 +42,29 @@ impl Wrapper for Slow {
 
     fn run(&mut self, batch: &Batch) -> Result<(), BackendError> {
         sleep(self.1);
+        if self.2.swap(false, Ordering::Relaxed) {
+            return Err(BackendError::Device("a test".into()));
+        }
         self.0.run(batch)
     }
+}
+
+/// What computes: the GPU where the tests are told so, else the reference.
+fn computing() -> Box<dyn Backend> {
+    match std::env::var_os("EXOTHERM_TEST_BACKEND").is_some_and(|name| name == "gpu") {
+        true => Box::new(gpu_at_hand::gpu().expect("a GPU").clone()),
+        false => Box::new(ReferenceBackend),
+    }
+}
+
+/// Its name.
+pub fn backend_name() -> &'static str {
+    computing().name()
+}
+
+fn backend(pause: Duration, fails: &Arc<AtomicBool>) -> Wrapped {
+    let fails = Arc::clone(fails);
+    Wrapped::new(computing(), move |inner, _| Slow(inner, pause, Arc::clone(&fails)))
 }
 
 /// What a test wants to be different.
@@ -48,6 +74,10 @@ pub struct Setup {
     pub queue: usize,
     /// What a step takes at least.
     pub pause: Duration,
+    /// Lets the next step find its device lost.
+    pub fails: Arc<AtomicBool>,
+    /// What it takes to have another.
+    pub reload: Duration,
     pub template: bool,
     /// SentencePiece's tokenizer, which puts a space before a text.
     pub spm: bool,
@@ -64,6 +94,8 @@ impl Default for Setup {
             max_seqs: 16,
             queue: 16,
             pause: Duration::ZERO,
+            fails: Arc::default(),
+            reload: Duration::ZERO,
             template: true,
             spm: false,
             padding: 0,
@@ -102,12 +134,16 @@ fn talking_model(setup: &Setup, name: &str) -> ServedModel {
     };
     let stop_tokens = tokenizer.end_of_generation().to_vec();
     let config = EngineConfig { queue: setup.queue, ..EngineConfig::serving(CTX, setup.max_seqs) };
-    let pause = setup.pause;
-    let backend = Wrapped::new(Box::new(ReferenceBackend), move |inner, _| Slow(inner, pause));
-    let engine = Engine::new(&program, &backend, config).expect("a small engine");
+    let (pause, reload, fails) = (setup.pause, setup.reload, Arc::clone(&setup.fails));
+    let backend = backend(pause, &fails);
+    let mut engine = Engine::new(&program, &backend, config).expect("a small engine");
+    engine.set_rebuild(Box::new(move |limits| {
+        sleep(reload);
+        self::backend(pause, &fails).compile(&program, limits).map_err(|error| error.to_string())
+    }));
     let handle = EngineHandle::start(engine, setup.max_seqs + setup.queue).expect("a thread");
     let facts =
-        Facts { kv_type: "f16".into(), backend: "reference".into(), level: "scalar".into(), threads: 1 };
+        Facts { kv_type: "f16".into(), backend: backend.name().into(), level: "scalar".into(), threads: 1 };
     ServedModel::new(name.into(), handle, tokenizer, stop_tokens, facts)
 }
 

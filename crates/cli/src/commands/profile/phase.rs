@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use exotherm_engine::{Engine, Request};
 use exotherm_kernels::Batch;
+use exotherm_kernels::profile::DeviceWork;
 
 use crate::{Context, model};
 
@@ -19,6 +20,8 @@ pub struct Phase {
     pub op_nanos: Vec<u64>,
     /// The steps' batches, of which the work is counted afterwards.
     pub batches: Vec<Batch>,
+    /// What was handed to a device of its own, if one computes.
+    pub device: DeviceWork,
     /// What keeping them took: the profile's own time, and in no part of it.
     pub keeping: Duration,
 }
@@ -76,7 +79,9 @@ fn phase(
     requests: Vec<Request>,
 ) -> Result<Phase> {
     let (op_nanos, batches, keeping) = (Vec::new(), Vec::new(), Duration::ZERO);
-    let mut phase = Phase { name, tokens, nanos: 0, op_nanos, batches, keeping };
+    let before = engine.executor().device_work();
+    let device = DeviceWork::default();
+    let mut phase = Phase { name, tokens, nanos: 0, op_nanos, batches, device, keeping };
     let begin = Instant::now();
     let running = requests.len();
     for request in requests {
@@ -88,6 +93,7 @@ fn phase(
         batches.push(engine.batch().clone());
         *keeping += begin.elapsed();
     })?;
+    phase.device = engine.executor().device_work() - before;
     phase.nanos = (begin.elapsed() - phase.keeping).as_nanos() as u64;
     ensure!(!phase.op_nanos.is_empty(), "this backend cannot tell what its ops take");
     Ok(phase)

@@ -1,8 +1,10 @@
 //! What a profile says, as a table and as JSON.
 
+use std::time::Duration;
+
 use exotherm_kernels::Program;
 use exotherm_kernels::cpu::Speed;
-use exotherm_kernels::profile::{Work, WorkCounter};
+use exotherm_kernels::profile::{DeviceWork, Work, WorkCounter};
 use exotherm_models::ModelInfo;
 use serde_json::{Value, json};
 
@@ -163,8 +165,9 @@ impl Report<'_> {
             self.floor(&rows).map_or(String::new(), |floor| format!("{:.0}%", 100.0 * floor / seconds)),
         );
         cells.push(last);
+        let device = device_text(&phase.device, phase.batches.len());
         format!(
-            "\n{}: {} tokens in {} steps, {seconds:.3} s, {:.1} tok/s\n{}\n",
+            "\n{}: {} tokens in {} steps, {seconds:.3} s, {:.1} tok/s\n{}\n{device}",
             phase.name,
             phase.tokens,
             phase.batches.len(),
@@ -260,6 +263,7 @@ impl Report<'_> {
             "ops": rows(&kinds),
             "other": { "time_s": other, "share": other / seconds },
             "total": { "time_s": seconds, "limit": self.floor(&kinds).map(|floor| floor / seconds) },
+            "device": device_json(&phase.device),
             "program": self.args.per_op.then(|| rows(&self.ops(phase))),
         })
     }
@@ -286,6 +290,44 @@ impl Report<'_> {
             "binds": floor.map(|floor| floor.binds(seconds)),
         })
     }
+}
+
+/// What the host was at while a device computed.
+fn device_text(device: &DeviceWork, steps: usize) -> String {
+    if device.submissions == 0 {
+        return String::new();
+    }
+    let of_step = |n: u64| n as f64 / steps.max(1) as f64;
+    let ms = |time: Duration| 1e3 * time.as_secs_f64();
+    format!(
+        "host: encoding {:.3} ms, and {:.3} ms while the device was at work; submitting {:.3} ms, waiting {:.3} ms\n\
+         a step: {:.1} submissions, {:.1} passes, {:.1} dispatches, {:.1} waits, {}B back\n",
+        ms(device.encoding),
+        ms(device.foreseeing),
+        ms(device.submitting),
+        ms(device.waiting),
+        of_step(device.submissions),
+        of_step(device.passes),
+        of_step(device.dispatches),
+        of_step(device.waits),
+        amount(of_step(device.read_bytes) as u64),
+    )
+}
+
+fn device_json(device: &DeviceWork) -> Option<Value> {
+    (device.submissions > 0).then(|| {
+        json!({
+            "submissions": device.submissions,
+            "passes": device.passes,
+            "dispatches": device.dispatches,
+            "waits": device.waits,
+            "read_bytes": device.read_bytes,
+            "encoding_s": device.encoding.as_secs_f64(),
+            "encoding_ahead_s": device.foreseeing.as_secs_f64(),
+            "submitting_s": device.submitting.as_secs_f64(),
+            "waiting_s": device.waiting.as_secs_f64(),
+        })
+    })
 }
 
 fn machine_text(machine: &Machine, weight_bytes: usize) -> String {

@@ -3,36 +3,36 @@
 use super::super::weights::Weights;
 
 /// Smaller is likelier; of equal logits the lower token is smaller.
-pub(super) fn key(logit: f32, token: u32) -> u64 {
+pub(in crate::sampling) fn key(logit: f32, token: u32) -> u64 {
     // The two zeros are equal.
     let bits = (logit + 0.0).to_bits();
     let rising = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
     u64::from(!rising) << 32 | u64::from(token)
 }
 
-pub(super) fn token_of(key: u64) -> u32 {
+pub(in crate::sampling) fn token_of(key: u64) -> u32 {
     key as u32
 }
 
-pub(super) fn logit_of(key: u64) -> f32 {
+pub(in crate::sampling) fn logit_of(key: u64) -> f32 {
     let rising = !((key >> 32) as u32);
     f32::from_bits(if rising >> 31 == 1 { rising & !(1 << 31) } else { !rising })
 }
 
 /// What tokens of these keys weigh together.
-pub(super) fn weight_of(keys: &[u64], weights: Weights) -> u128 {
+pub(in crate::sampling) fn weight_of(keys: &[u64], weights: Weights) -> u128 {
     keys.iter().map(|&key| u128::from(weights.of(logit_of(key)))).sum()
 }
 
 /// What a token is drawn from: those whose keys are at most `last`.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) struct Kept {
+pub(in crate::sampling) struct Kept {
     pub last: u64,
     pub weight: u128,
 }
 
 /// The fewest first keys that weigh enough together. Enough is at most the weight of all.
-pub(super) fn nucleus(keys: &mut [u64], enough: u128, weights: Weights) -> Kept {
+pub(in crate::sampling) fn nucleus(keys: &mut [u64], enough: u128, weights: Weights) -> Kept {
     const FEW: usize = 32;
     // Keys before `start` are needed, and weigh `before`; keys from `end` on are not.
     let (mut start, mut end, mut before) = (0, keys.len(), 0);

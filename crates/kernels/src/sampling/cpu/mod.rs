@@ -3,7 +3,7 @@
 //! finds them.
 
 mod desk;
-mod keys;
+pub(super) mod keys;
 mod scan;
 
 use std::marker::PhantomData;
