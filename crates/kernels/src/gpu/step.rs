@@ -138,7 +138,7 @@ pub(crate) fn wgsl() -> String {
          step_words[at + 1u], step_words[at + 2u], step_words[at + 3u], step_words[at + 4u]);\n}}\n\
          struct Item {{ row: u32, position: u32, table_at: u32, first: u32, count: u32, cell: u32 }}\n\
          struct Split {{ row: u32, position: u32, cell: u32 }}\n\
-         fn tile_at(i: u32) -> u32 {{ return step_words[step_words[8] + i]; }}\n\
+         fn first_of_tile(i: u32) -> u32 {{ return step_words[step_words[8] + i]; }}\n\
          fn item_at(i: u32) -> Item {{\n    let at = step_words[9] + {ITEM}u * i;\n    return Item(step_words[at], \
          step_words[at + 1u], step_words[at + 2u], step_words[at + 3u], step_words[at + 4u], step_words[at + 5u]);\n}}\n\
          fn split_at(i: u32) -> Split {{\n    let at = step_words[10] + {SPLIT}u * i;\n    return Split(step_words[at], \

@@ -120,21 +120,15 @@ fn attention_keeps_to_what_lanes_may_share() {
     }
 }
 
-/// Bindings that a kernel has besides the step's two: as many as a browser's device lets it have at least.
-#[test]
-fn no_kernel_has_too_many_bindings() {
-    let cases = cases();
-    for (case, traits) in cases.iter().flat_map(|case| classes().map(|traits| (case, traits))) {
-        for kernel in recorded_for(&case.program, &case.limits, &traits).kernels {
-            assert!(kernel.is_written.len() + 2 <= 8, "{} has {}", kernel.label, kernel.is_written.len());
-        }
-    }
-}
-
+/// Kernels bind as much besides the step's two as a browser's device lets them at least, and their lanes share no more than the
+/// device has for that.
 fn all_translate(traits: &[Traits]) {
+    let most = traits.iter().map(|traits| traits.workgroup_memory).max().unwrap_or(0);
     let count = each_kernel(traits, |case, kernel| {
-        if let Err(why) = translate(&kernel.text) {
-            panic!("{}, {}: {why}", case.name, kernel.label);
+        assert!(kernel.is_written.len() + 2 <= 8, "{} has {}", kernel.label, kernel.is_written.len());
+        match translate(&kernel.text) {
+            Ok(bytes) => assert!(bytes <= most, "{}, {} shares {bytes} bytes", case.name, kernel.label),
+            Err(why) => panic!("{}, {}: {why}", case.name, kernel.label),
         }
     });
     assert!(count > 100, "only {count} kernels");
@@ -174,27 +168,6 @@ fn all_choices_of_tiles_translate() {
     }
 }
 
-/// Bindings that a kernel has besides the step's two: as many as a browser's device lets it have at least. What the lanes of a
-/// workgroup share is no more than every device has, but for those that multiply matrices as a whole.
-#[test]
-fn no_kernel_takes_more_than_devices_have() {
-    let sizes = Traits { several_from: 0, many_from: 8, ..Traits::LEAST };
-    for (traits, memory) in [
-        (Traits::LEAST, 16 << 10),
-        (sizes, 16 << 10),
-        (Traits { several_from: 0, many_from: 8, ..MOST }, 48 << 10),
-    ] {
-        each_kernel(&[traits], |_, kernel| {
-            assert!(kernel.is_written.len() + 2 <= 8, "{} has {}", kernel.label, kernel.is_written.len());
-            let module = naga::front::wgsl::parse_str(&kernel.text).expect("it is valid");
-            let shared =
-                module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
-            let bytes: u32 = shared.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx())).sum();
-            assert!(bytes <= memory, "{} shares {bytes} bytes", kernel.label);
-        });
-    }
-}
-
 fn limits(kv_type: KvType) -> Limits {
     Limits { rows: 16, logit_rows: 4, blocks: 8, slots: 4, kv_type }
 }
@@ -227,7 +200,7 @@ fn large_matrices_are_split() {
 /// With bindings so small that matrices lie in several buffers, all kernels make what they make of whole ones.
 #[test]
 fn split_matrices_are_multiplied() {
-    const BINDING: usize = 24 << 10;
+    const BINDING: usize = 68 << 10;
     let Some(info) = GpuInfo::all().into_iter().next() else {
         println!("SKIPPED: there is no GPU, not even a software one");
         return;

@@ -58,10 +58,8 @@ fn a_step_is_one_submission_of_one_pass_and_only_tokens_come_back() {
         let traits = Traits { max_binding: 128 << 20, ..gpu.gpu.traits };
         let recorded = record(&program, &LIMITS, &traits).expect("everything fits");
         let launched = |rows: usize| {
-            let of_rows = |dispatch: &&crate::gpu::record::Dispatch| {
-                dispatch.op < program.ops().len() && dispatch.rows.contains(&rows)
-            };
-            recorded.dispatches.iter().filter(of_rows).count() as u64 + CHOOSING
+            let of_op = |op| recorded.dispatches_of(program.ops().len(), op, rows);
+            (0..program.ops().len()).map(of_op).sum::<usize>() as u64 + CHOOSING
         };
         let mut executor = gpu.compile(&program, &LIMITS).expect("it fits");
         for (position, sequences) in [(0, 2), (1, 2), (2, 2), (3, 4), (4, 2)] {

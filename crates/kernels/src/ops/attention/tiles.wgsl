@@ -34,8 +34,8 @@ var<private> of_all: Sum;
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let head = wg.x;
-    let first_row = tile_at(wg.y) + wg.z * ROWS;
-    let span = span_at(span_number(tile_at(wg.y)));
+    let first_row = first_of_tile(wg.y) + wg.z * ROWS;
+    let span = span_at(span_number(first_of_tile(wg.y)));
     let end = span.first_row + span.rows;
     if (first_row >= end) {
         return;
