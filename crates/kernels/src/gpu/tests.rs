@@ -126,7 +126,8 @@ fn made_ready(program: &Program, traits: &Traits, id: MatId, is_normed: bool, at
         .map(|s| s.dtype().is_quantized())
         .map(|is_quantized| (is_quantized, is_quantized && traits.rounded))
         .collect();
-    let is_ready = |is_rounded: bool| !is_normed && !is_rounded && matrix.n_in % 8 == 0 && at % 4 == 0;
+    let is_ready =
+        |is_rounded: bool| !is_normed && !is_rounded && matrix.n_in.is_multiple_of(8) && at.is_multiple_of(4);
     kinds.into_iter().filter(|&(_, is_rounded)| !is_ready(is_rounded)).count()
 }
 
