@@ -205,7 +205,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(3))]
+    #![proptest_config(config(2))]
 
     #[test]
     fn rows_that_a_gpu_rounds_are_independent(kind in kinds(), seed: u64) {
