@@ -10,6 +10,7 @@ use exotherm_tensor::DType;
 
 use super::kernel::Kernel;
 use super::linear::{self, Input, Output, activated};
+use super::many;
 use super::record::{Count, Piece, Recorder, View};
 use super::rows::RowLayout;
 use super::unrolled::unrolled;
@@ -61,16 +62,17 @@ pub(crate) fn record(
     y: &[Side],
 ) -> Result<(), BackendError> {
     let ids: Vec<MatId> = members.iter().map(|member| member.weight).collect();
-    let Some(pieces) = recorder.together(&ids)? else {
+    let few = many::few(recorder.traits).map(|few| *few.end().min(&MOST_ROWS));
+    let (Some(pieces), Some(most)) = (recorder.together(&ids)?, few) else {
         return one_by_one(recorder, label, x, members, y);
     };
     let parts = parts_of(recorder, members, &pieces);
-    recorder.for_rows(0..=MOST_ROWS, |recorder| {
+    recorder.for_rows(0..=most, |recorder| {
         for (rows, tile) in TILES {
             recorder.for_rows(rows, |recorder| products(recorder, label, x, &parts, y, tile));
         }
     });
-    match MOST_ROWS.checked_add(1).filter(|&more| more <= recorder.limits.rows) {
+    match most.checked_add(1).filter(|&more| more <= recorder.limits.rows) {
         None => Ok(()),
         Some(more) => {
             recorder.for_rows(more..=usize::MAX, |recorder| one_by_one(recorder, label, x, members, y))

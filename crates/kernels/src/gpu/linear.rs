@@ -71,15 +71,24 @@ pub(crate) fn record(
     weight: MatId,
     output: Output,
 ) -> Result<(), BackendError> {
-    let n_in = recorder.program.matrix(weight).n_in;
     if let Some(few) = many::few(recorder.traits) {
-        recorder.for_rows(few, |recorder| {
-            each_product(recorder, weight, output, &mut |recorder, parts| {
-                few_rows(recorder, label, input, n_in, parts)
-            })
-        })?;
+        recorder.for_rows(few, |recorder| record_for_few(recorder, label, input, weight, output))?;
     }
     many::record(recorder, label, input, weight, output)
+}
+
+/// The same with the kernels for few rows, whatever their number.
+pub(crate) fn record_for_few(
+    recorder: &mut Recorder,
+    label: &'static str,
+    input: Input,
+    weight: MatId,
+    output: Output,
+) -> Result<(), BackendError> {
+    let n_in = recorder.program.matrix(weight).n_in;
+    each_product(recorder, weight, output, &mut |recorder, parts| {
+        few_rows(recorder, label, input, n_in, parts)
+    })
 }
 
 /// Records the products with parts of a matrix.

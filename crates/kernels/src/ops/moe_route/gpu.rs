@@ -42,7 +42,8 @@ fn write_op(op: &MoeRoute, recorder: &mut Recorder, kernel: &mut Kernel) {
 fn score_and_choose(op: &MoeRoute, recorder: &mut Recorder, input: Input) -> Result<(), BackendError> {
     let experts = recorder.program.matrix(op.router).n_out;
     let scores = recorder.scratch(experts)?;
-    linear::record(recorder, "moe_score", input, op.router, Output::plain(scores, experts))?;
+    // Which experts are visited is not to depend on the number of rows.
+    linear::record_for_few(recorder, "moe_score", input, op.router, Output::plain(scores, experts))?;
     let mut kernel = Kernel::new("moe_choose", recorder.traits.tuning.lanes);
     kernel.read("scores", "f32", scores);
     write_op(op, recorder, &mut kernel);
