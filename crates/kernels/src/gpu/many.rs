@@ -216,14 +216,16 @@ pub(crate) fn takes(dtype: DType) -> bool {
     dtype != DType::F32
 }
 
-/// Steps of how many rows take which shape of tile.
-pub(crate) fn classes(traits: &Traits, of: Of) -> Vec<(RangeInclusive<usize>, Shape)> {
+/// Steps of how many rows take which shape of tile, as far as there are steps of so many.
+pub(crate) fn classes(recorder: &Recorder, of: Of) -> Vec<(RangeInclusive<usize>, Shape)> {
+    let traits = recorder.traits;
+    let most = recorder.limits.rows.max(recorder.limits.logit_rows);
     let (several, many) = (traits.several_from.min(traits.many_from), traits.many_from);
     let mut classes = Vec::new();
-    if several < many {
+    if several < many && several <= most {
         classes.push((several..=many - 1, Shape::several(traits, of)));
     }
-    if many < usize::MAX {
+    if many <= most {
         classes.push((many..=usize::MAX, Shape::many(traits, of)));
     }
     classes
@@ -290,7 +292,7 @@ pub(crate) fn record(
 ) -> Result<(), BackendError> {
     let matrix = recorder.program.matrix(weight);
     let n_in = matrix.n_in;
-    for (rows, shape) in classes(recorder.traits, Of::Rows) {
+    for (rows, shape) in classes(recorder, Of::Rows) {
         recorder.for_rows(rows, |recorder| {
             let rounds = recorder.program.matrix(weight).segments.iter().any(|s| takes(s.dtype()));
             let prepared = rounds.then(|| prepare(recorder, &input, n_in, 1)).transpose()?;
