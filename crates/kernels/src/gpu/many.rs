@@ -159,7 +159,10 @@ impl Shape {
         if self.with_matrices {
             kernel.enable(Extension::Matrices);
         }
-        kernel.part(quads(traits));
+        kernel.part(match traits.halves {
+            true => include_str!("wgsl/many_halves.wgsl"),
+            false => include_str!("wgsl/many_words.wgsl"),
+        });
         kernel
     }
 
@@ -187,22 +190,6 @@ impl Shape {
             ("EIGHT", 8),
         ];
         kernel.part(&unrolled(&text, &counts));
-    }
-}
-
-/// Four halves: how they lie in memory, and as floats.
-fn quads(traits: &Traits) -> &'static str {
-    match traits.halves {
-        true => {
-            "alias Quad = vec4<f16>;\n\
-             fn quad_of(v: vec4<f32>) -> Quad { return vec4<f16>(v); }\n\
-             fn floats_of(q: Quad) -> vec4<f32> { return vec4<f32>(q); }\n"
-        }
-        false => {
-            "alias Quad = vec2<u32>;\n\
-             fn quad_of(v: vec4<f32>) -> Quad { return vec2<u32>(halves_of(v.x, v.y), halves_of(v.z, v.w)); }\n\
-             fn floats_of(q: Quad) -> vec4<f32> { return vec4<f32>(unpack2x16float(q.x), unpack2x16float(q.y)); }\n"
-        }
     }
 }
 
