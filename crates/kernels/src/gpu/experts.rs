@@ -101,7 +101,7 @@ pub(crate) fn gate_up(op: &MoeGateUp, recorder: &mut Recorder) -> Result<(), Bac
     let takes = |gate: &Piece, up: &Piece| many::takes(gate.layout.dtype) && many::takes(up.layout.dtype);
     let (gates, ups) = (recorder.pieces(op.gate)?, recorder.pieces(op.up)?);
     let pieces = overlaps(&gates, &ups);
-    for (rows, shape) in many::classes(recorder.traits, Of::Experts) {
+    for (rows, shape) in many::classes(recorder, Of::Experts) {
         recorder.for_rows(rows, |recorder| {
             let left = pieces.iter().filter(|(gate, up, _)| !takes(gate, up));
             left.for_each(|(gate, up, rows)| moe_gate_up::gpu::any_device(op, recorder, gate, up, rows));
@@ -155,7 +155,7 @@ fn one_gate_up(
 pub(crate) fn down(op: &MoeDown, recorder: &mut Recorder) -> Result<(), BackendError> {
     let outs = recorder.width(op.residual);
     let pieces = recorder.pieces(op.down)?;
-    for (rows, shape) in many::classes(recorder.traits, Of::Experts) {
+    for (rows, shape) in many::classes(recorder, Of::Experts) {
         recorder.for_rows(rows, |recorder| {
             let (taken, left): (Vec<_>, Vec<_>) = pieces.iter().partition(|p| many::takes(p.layout.dtype));
             left.into_iter().for_each(|piece| moe_down::gpu::any_device(op, recorder, piece));

@@ -159,7 +159,10 @@ impl Shape {
         if self.with_matrices {
             kernel.enable(Extension::Matrices);
         }
-        kernel.part(quads(traits));
+        kernel.part(match traits.halves {
+            true => include_str!("wgsl/many_halves.wgsl"),
+            false => include_str!("wgsl/many_words.wgsl"),
+        });
         kernel
     }
 
@@ -190,22 +193,6 @@ impl Shape {
     }
 }
 
-/// Four halves: how they lie in memory, and as floats.
-fn quads(traits: &Traits) -> &'static str {
-    match traits.halves {
-        true => {
-            "alias Quad = vec4<f16>;\n\
-             fn quad_of(v: vec4<f32>) -> Quad { return vec4<f16>(v); }\n\
-             fn floats_of(q: Quad) -> vec4<f32> { return vec4<f32>(q); }\n"
-        }
-        false => {
-            "alias Quad = vec2<u32>;\n\
-             fn quad_of(v: vec4<f32>) -> Quad { return vec2<u32>(halves_of(v.x, v.y), halves_of(v.z, v.w)); }\n\
-             fn floats_of(q: Quad) -> vec4<f32> { return vec4<f32>(unpack2x16float(q.x), unpack2x16float(q.y)); }\n"
-        }
-    }
-}
-
 /// Quads of a prepared row of so many units.
 fn prepared_quads(units: usize) -> usize {
     8 * units.next_multiple_of(PADDING)
@@ -216,14 +203,16 @@ pub(crate) fn takes(dtype: DType) -> bool {
     dtype != DType::F32
 }
 
-/// Steps of how many rows take which shape of tile.
-pub(crate) fn classes(traits: &Traits, of: Of) -> Vec<(RangeInclusive<usize>, Shape)> {
+/// Steps of how many rows take which shape of tile, as far as there are steps of so many.
+pub(crate) fn classes(recorder: &Recorder, of: Of) -> Vec<(RangeInclusive<usize>, Shape)> {
+    let traits = recorder.traits;
+    let most = recorder.limits.rows.max(recorder.limits.logit_rows);
     let (several, many) = (traits.several_from.min(traits.many_from), traits.many_from);
     let mut classes = Vec::new();
-    if several < many {
+    if several < many && several <= most {
         classes.push((several..=many - 1, Shape::several(traits, of)));
     }
-    if many < usize::MAX {
+    if many <= most {
         classes.push((many..=usize::MAX, Shape::many(traits, of)));
     }
     classes
@@ -290,7 +279,7 @@ pub(crate) fn record(
 ) -> Result<(), BackendError> {
     let matrix = recorder.program.matrix(weight);
     let n_in = matrix.n_in;
-    for (rows, shape) in classes(recorder.traits, Of::Rows) {
+    for (rows, shape) in classes(recorder, Of::Rows) {
         recorder.for_rows(rows, |recorder| {
             let rounds = recorder.program.matrix(weight).segments.iter().any(|s| takes(s.dtype()));
             let prepared = rounds.then(|| prepare(recorder, &input, n_in, 1)).transpose()?;
