@@ -193,7 +193,9 @@ fn every_level_chooses_the_same() {
 fn the_gpu_chooses_the_same() {
     if let Some(gpu) = gpu_at_hand::gpu() {
         let gpu: [(String, &dyn Backend); 1] = [("GPU".into(), gpu)];
-        for (n, steps) in [(1, 20), (17, 40), (256, 40), (1000, 60), (49_152, 6)] {
+        for (n, steps) in
+            [(1, 20), (17, 40), (256, 60), (1000, 100), (5000, 40), (16_000, 30), (49_152, 15), (151_936, 3)]
+        {
             hold_all(&gpu, n, steps);
         }
     }

@@ -105,10 +105,11 @@ fn a_device_that_is_lost_is_opened_again() {
     let setup = Setup { reload: Duration::from_millis(500), ..Setup::default() };
     let fails = Arc::clone(&setup.fails);
     let served = Served::with(setup);
+    let complete = || served.complete(&json!({ "max_tokens": 9, "temperature": 0 }));
     let text = |reply: Value| reply["choices"][0]["text"].as_str().expect("a text").to_string();
-    let wanted = text(served.complete(&json!({ "max_tokens": 9 })).fine());
+    let wanted = text(complete().fine());
     fails.store(true, Ordering::Relaxed);
-    let failed = served.complete(&json!({ "max_tokens": 9 }));
+    let failed = complete();
     assert_eq!(failed.status, 500, "{}", failed.text());
     assert!(failed.text().contains("the GPU failed: a test"), "{}", failed.text());
     let begin = Instant::now();
@@ -118,7 +119,7 @@ fn a_device_that_is_lost_is_opened_again() {
     assert_eq!(served.get("/health").text(), r#"{"status":"reloading"}"#);
     served.get("/ready").fails(503, None, "reloading");
     // Who comes meanwhile waits.
-    assert_eq!(text(served.complete(&json!({ "max_tokens": 9 })).fine()), wanted);
+    assert_eq!(text(complete().fine()), wanted);
     assert_eq!((served.get("/health").status, served.get("/ready").status), (200, 200));
 }
 

@@ -355,7 +355,9 @@ mod tests {
         assert_eq!(made.load(Ordering::Relaxed), 2);
         // Who waited runs on the new one, and finds nothing that was on the old one.
         let cached = handle.stats().scheduler.cached_tokens;
-        (0..3).for_each(|_| assert!(driver.turn()));
+        while handle.open() > 0 {
+            assert!(driver.turn());
+        }
         assert_eq!(heard(&waiting), said);
         assert_eq!(handle.stats().scheduler.cached_tokens, cached);
         assert_eq!(driver.engine.audit(), Ok(()));

@@ -214,7 +214,16 @@ impl GpuExecutor {
 
     fn fetch_words(&self, buffer: BufferId, bytes: usize) -> Result<Vec<u32>, BackendError> {
         self.hand_over(Choices::default())?;
-        memory::read_words(&self.gpu, memory::at(&self.buffers, buffer), bytes)
+        let begin = Instant::now();
+        let words = memory::read_words(&self.gpu, memory::at(&self.buffers, buffer), bytes);
+        self.note(|work| {
+            let portions = bytes.div_ceil(memory::PORTION) as u64;
+            work.submissions += portions;
+            work.waits += portions;
+            work.read_bytes += bytes as u64;
+            work.waiting += begin.elapsed();
+        });
+        words
     }
 
     /// The rows of the last batch in a buffer.

@@ -152,6 +152,54 @@ fn words_that_have_no_room_get_it() {
     assert!(executor.memory().scratch > before.scratch, "what grew is told");
 }
 
+/// Of a vocabulary as large as they come, as likely as a model finds them, what is usually asked for needs no row of logits.
+#[test]
+fn usual_choices_need_no_logits_on_the_host() {
+    let Some(gpu) = gpu_at_hand::gpu() else { return };
+    const VOCAB: usize = 128_256;
+    let mut builder = crate::ProgramBuilder::new();
+    let logits = builder.logits_buffer(VOCAB);
+    let program = builder.finish(logits, VOCAB);
+    let mut executor = gpu.executor(&program, &LIMITS).expect("it fits");
+    let mut numbers = crate::conformance::data::Numbers::new(9);
+    let mut normal = || (0..12).map(|_| numbers.below(1 << 16) as f32 / 65_536.0 - 0.5).sum::<f32>();
+    let row: Vec<f32> = (0..VOCAB).map(|_| 2.5 * normal()).collect();
+    let mut shown = Batch::default();
+    shown.push_span(&[0], 0, &[], 0);
+    shown.want_logits(0);
+    executor.run(&shown).expect("the batch is fine");
+    executor.write(crate::Place::Buffer(program.logits()), &row);
+    let warm = Sampling { temperature: 0.8, ..Sampling::default() };
+    let wishes = [
+        (warm.clone(), None, None, 1),
+        (Sampling { top_k: 40, top_p: 0.95, min_p: 0.05, ..warm.clone() }, None, None, 1),
+        (Sampling { top_k: 200, ..warm.clone() }, None, None, 1),
+        (Sampling { temperature: 0.5, top_p: 0.9, ..warm.clone() }, None, None, 1),
+        (Sampling { min_p: 0.05, ..warm.clone() }, None, None, 1),
+        (Sampling::default(), Some(20), None, 1),
+        (warm.clone(), Some(5), None, 2),
+        (warm, Some(5), Some(7), 1),
+    ];
+    for (sampling, logprobs, given, weighed) in &wishes {
+        let sample = SampleRow {
+            logits: 0,
+            sampling,
+            prompt: &[],
+            output: &[],
+            position: 3,
+            logprobs: *logprobs,
+            given: *given,
+        };
+        let before = executor.device_work();
+        let mut sampled = Vec::new();
+        executor.sample(&[sample], &mut sampled).expect("the row is fine");
+        let work = executor.device_work() - before;
+        let record = 4 * crate::sampling::gpu::RECORD as u64;
+        assert_eq!((work.submissions, work.waits, work.read_bytes), (1, 1, weighed * record), "{sampling:?}");
+        assert_eq!(sampled[0].token, crate::sampling::reference::sample(&row, &sample).token, "{sampling:?}");
+    }
+}
+
 /// The weight of a row is the same number wherever it is made.
 #[test]
 fn rows_weigh_what_they_weigh_elsewhere() {
