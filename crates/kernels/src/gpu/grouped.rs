@@ -174,11 +174,7 @@ fn products(recorder: &mut Recorder, label: &'static str, x: Side, parts: &[Part
         );
         bias_at += if bias.is_some() { part.outs } else { 0 };
     }
-    kernel.part(&format!(
-        "fn part_of(group: u32) -> Part {{\n{which}    return Part(0u, 0u, 0u, 0u, 0u, 0u, 0u, 0u, 0u);\n}}\n\
-         fn leave(part: Part, row: u32, out: u32, first: f32) {{\n    switch part.number {{\n{values}        \
-         default: {{}}\n    }}\n}}"
-    ));
+    write_choice(&mut kernel, &which, &values);
     kernel.part(if in_quads { QUADS } else { COLUMNS });
     kernel.part(include_str!("wgsl/grouped.wgsl"));
     let mut cases = String::new();
@@ -192,6 +188,17 @@ fn products(recorder: &mut Recorder, label: &'static str, x: Side, parts: &[Part
          switch part.kind {{\n{cases}        default: {{}}\n    }}\n}}"
     ));
     recorder.dispatch(&kernel, [Count::Fixed(group), Count::Rows(tile), Count::Fixed(1)]);
+}
+
+/// `part_of` and `leave`: which part a workgroup is of, and where its products go.
+fn write_choice(kernel: &mut Kernel, which: &str, values: &str) {
+    kernel.part(&format!(
+        "fn part_of(group: u32) -> Part {{\n{which}    return Part(0u, 0u, 0u, 0u, 0u, 0u, 0u, 0u, 0u);\n}}"
+    ));
+    kernel.part(&format!(
+        "fn leave(part: Part, row: u32, out: u32, first: f32) {{\n    switch part.number {{\n{values}        \
+         default: {{}}\n    }}\n}}"
+    ));
 }
 
 /// `add_up` for matrices of one layout.
