@@ -98,7 +98,7 @@ impl Job {
         // What is told at once of likelihoods is the only thing that can be large. What is asked for has its room from the
         // start, what nobody foresaw takes it as it comes.
         let mut share = trace.share();
-        share.grow(asked_logged(&self.params, &self.prompts)?.saturating_mul(LOGGED_BYTES))?;
+        share.grow(asked_logged(&self.params, &self.prompts, &share)?.saturating_mul(LOGGED_BYTES))?;
         let (prompts, name) = (Arc::clone(&self.prompts), self.kind.prompt());
         let running = Running::start(&self.params, prompts, name, timeout, &share).await?;
         let envelope = self.envelope();
@@ -132,7 +132,7 @@ impl Job {
         while !running.is_finished() {
             let Progress { choice, text, log, .. } = running.next().await?;
             logged += log.iter().map(Logged::numbers).sum::<usize>();
-            check_logged(logged)?;
+            check_logged(logged, share)?;
             share.grow((logged * LOGGED_BYTES).saturating_sub(share.bytes()))?;
             said[choice].0.push_str(&text);
             said[choice].1.extend(log);

@@ -21,8 +21,8 @@ pub const LARGE: usize = 64 << 10;
 /// How long who waits for room waits before it looks again.
 const TURN: Duration = Duration::from_millis(5);
 
-/// A body whose length is not told beforehand begins with so much.
-const UNTOLD: usize = 4 << 10;
+/// What a body that is small, for all that is known, begins with.
+const BEGINNING: usize = 4 << 10;
 
 /// What takes of the room. Each has its own, so that none can keep the others out, however slowly clients send and read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +53,11 @@ impl Room {
         self.used.iter().map(|used| used.load(Ordering::Acquire)).sum()
     }
 
+    /// Bytes up to which a body is small: there is room for it among small ones.
+    fn largest_small(&self) -> usize {
+        LARGE.min(self.most(Part::Small))
+    }
+
     fn used_by(&self, part: Part) -> &AtomicUsize {
         &self.used[part as usize]
     }
@@ -60,9 +65,8 @@ impl Room {
     /// How much this part may take.
     pub fn most(&self, part: Part) -> usize {
         match part {
-            Part::Large => self.most / 2,
-            Part::Reply => self.most / 8 * 3,
-            Part::Small => self.most / 8,
+            Part::Large | Part::Reply => self.most / 8 * 3,
+            Part::Small => self.most / 4,
         }
     }
 }
@@ -86,6 +90,11 @@ impl Share {
 
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// How much all of its kind may take.
+    pub fn most(&self) -> usize {
+        self.room.most(self.part)
     }
 
     /// Takes more, if there is more. What could never be had is refused for good, not put off.
@@ -149,7 +158,7 @@ pub struct Received {
 impl Received {
     /// All the room for a body of so many bytes, before any of them is read. Who waits for it holds none.
     async fn with_room(bytes: usize, patience: Duration, room: &Arc<Room>) -> Result<Received, ApiError> {
-        let part = if bytes > LARGE { Part::Large } else { Part::Small };
+        let part = if bytes > room.largest_small() { Part::Large } else { Part::Small };
         let mut share = Share::new(room, part);
         timeout(patience, share.wait_for(bytes)).await.map_err(|_| overloaded())?;
         Ok(Received { bytes: Vec::with_capacity(bytes), share })
@@ -165,8 +174,12 @@ pub async fn read(request: Request, config: &Config, room: &Arc<Room>) -> Result
     if declared.is_some_and(|bytes| bytes > most as u64) {
         return Err(too_large(most));
     }
+    // Small ones have room for their beginnings at first, so that they are many who send slowly before they are in others' way.
     // One whose length is not told beforehand is small until it turns out to be large.
-    let expected = declared.map_or(UNTOLD.min(most), |bytes| bytes as usize);
+    let small = room.largest_small();
+    let declared = declared.map(|bytes| bytes as usize);
+    let expected =
+        declared.filter(|&bytes| bytes > small).unwrap_or(BEGINNING.min(declared.unwrap_or(most)).min(most));
     let mut received = Received::with_room(expected, config.body_timeout, room).await?;
     let mut deadline = Instant::now() + config.body_timeout;
     let mut pace = Pace::new(config.body_silence, config.least_rate);
@@ -186,7 +199,8 @@ pub async fn read(request: Request, config: &Config, room: &Arc<Room>) -> Result
         }
         if data.len() > received.share.bytes() - received.bytes.len() {
             let needed = received.bytes.len() + data.len();
-            let next = if needed <= LARGE { LARGE.min(most) } else { most };
+            let untold = if needed <= small { small } else { most };
+            let next = declared.unwrap_or(untold).min(most);
             // Its part goes first: with it many that wait would keep all room from one another.
             let Received { bytes, share } = received;
             drop(share);

@@ -30,6 +30,9 @@ const MOST_INPUTS: usize = 2048;
 /// Inputs that are handed to the engine at a time, so that others find a place between them.
 const AT_A_TIME: usize = 16;
 
+/// What comes after the embeddings, about.
+const LAST_BYTES: usize = 1 << 10;
+
 /// How long a request that was begun waits before it looks for places again.
 const TURN: Duration = Duration::from_millis(5);
 
@@ -93,10 +96,12 @@ impl Job {
                 done += 1;
             }
             let each = reply.len() / done;
-            let each = each + each / 8;
             self.check_size(each, trace.most_held())?;
-            // Grown as needed, it would take up to twice what it is.
-            reply.reserve_exact((self.inputs.len() - done) * each);
+            // Grown as needed, it would take up to twice what it is. Some are longer than those so far, and more comes last.
+            let rest = (self.inputs.len() - done) * (each + each / 8) + LAST_BYTES;
+            let all = (reply.len() + rest).min(trace.most_held());
+            share.grow(all.saturating_sub(share.bytes()))?;
+            reply.reserve_exact(all.saturating_sub(reply.len()));
             grow_to(&mut share, &mut reply)?;
         }
         let tokens: usize = self.inputs.iter().map(|input| input.ids.len()).sum();

@@ -13,7 +13,9 @@ use tokio::sync::mpsc::{Receiver, channel};
 use crate::body::{Holds, Share};
 use crate::completions::entry_name;
 use crate::error::ApiError;
+use crate::logprobs::LOGGED_BYTES;
 use crate::params::Params;
+use crate::post::Unsent;
 
 /// Tokens that may wait to be written, for each choice of a request; a client that lets more pile up has gone to sleep, and
 /// its request is cancelled.
@@ -148,21 +150,21 @@ impl Running {
             let (tell, overrun, post) = (tell.clone(), Arc::clone(&overrun), Arc::clone(&params.model.post));
             let room = params.logprobs.filter(|_| params.stream).map(|_| room.another());
             Box::new(move |update| {
-                if tell.is_closed() || overrun.load(Ordering::Acquire) {
-                    return false;
-                }
                 let others = tell.max_capacity() - tell.capacity();
-                match Waiting::new(i, update, others, room.as_ref()) {
-                    Some(waiting) => post.send(&tell, waiting, &overrun),
-                    None => overrun.store(true, Ordering::Release),
-                }
-                // What finds no room is told by the next call.
-                !overrun.load(Ordering::Acquire)
+                let sent = match Waiting::new(i, update, others, room.as_ref()) {
+                    Some(waiting) => post.send(&tell, waiting),
+                    None => Err(Unsent::Full),
+                };
+                overrun.fetch_or(sent == Err(Unsent::Full), Ordering::AcqRel);
+                sent.is_ok()
             })
         };
         let submission = |(i, prompt)| {
             let first = i * params.best_of;
-            (request(params, prompt, deadline), (first..first + params.best_of).map(listener).collect())
+            (
+                request(params, prompt, deadline, most_logged(room)),
+                (first..first + params.best_of).map(listener).collect(),
+            )
         };
         let submissions = prompts.iter().enumerate().map(submission).collect();
         let tickets = params.model.submit(submissions);
@@ -231,13 +233,17 @@ impl Running {
     }
 }
 
-/// Log-probabilities that a reply may hold which is told as a whole.
+/// Log-probabilities that a reply may hold which is told as a whole, where there is memory for them.
 const MOST_LOGGED: usize = 100_000;
+
+fn most_logged(room: &Share) -> usize {
+    MOST_LOGGED.min(room.most() / LOGGED_BYTES)
+}
 
 /// How many log-probabilities are asked for: those of the prompts, if they are wanted, and of as many tokens of the answers
 /// as the client said, where it did and the reply is told as a whole. Refused where they would take more memory than is
 /// planned for.
-pub fn asked_logged(params: &Params, prompts: &[Prompt]) -> Result<usize, ApiError> {
+pub fn asked_logged(params: &Params, prompts: &[Prompt], room: &Share) -> Result<usize, ApiError> {
     let Some(top) = params.logprobs else { return Ok(0) };
     let logged = |prompt: &Prompt| {
         let answer = if params.stream { 0 } else { params.max_tokens.unwrap_or(0) };
@@ -245,17 +251,18 @@ pub fn asked_logged(params: &Params, prompts: &[Prompt]) -> Result<usize, ApiErr
     };
     let tokens = prompts.iter().map(logged).fold(0, usize::saturating_add);
     let logged = tokens.saturating_mul(params.best_of).saturating_mul(usize::from(top) + 1);
-    check_logged(logged)?;
+    check_logged(logged, room)?;
     Ok(logged)
 }
 
 /// Refuses more log-probabilities in one reply than there is memory for.
-pub fn check_logged(logged: usize) -> Result<(), ApiError> {
-    if logged <= MOST_LOGGED {
+pub fn check_logged(logged: usize, room: &Share) -> Result<(), ApiError> {
+    let most = most_logged(room);
+    if logged <= most {
         return Ok(());
     }
     let message = format!(
-        "logprobs would tell {logged} numbers at once or more, the most is {MOST_LOGGED}; fewer of them, a smaller \
+        "logprobs would tell {logged} numbers at once or more, the most is {most}; fewer of them, a smaller \
          max_tokens or n, or \"stream\": true help, and less of a prompt where it is told, too"
     );
     Err(ApiError::param("logprobs", "invalid_value", message))
@@ -263,18 +270,18 @@ pub fn check_logged(logged: usize) -> Result<(), ApiError> {
 
 /// Tokens that an answer may have. Where the client does not say, it ends before its log-probabilities are more than one
 /// reply may hold.
-fn most_tokens(params: &Params, prompt: &Prompt) -> usize {
+fn most_tokens(params: &Params, prompt: &Prompt, most_logged: usize) -> usize {
     params.max_tokens.unwrap_or_else(|| {
         let room = params.model.handle.ctx().saturating_sub(prompt.ids.len());
         let told = match params.logprobs.filter(|_| !params.stream) {
-            Some(top) => MOST_LOGGED / (usize::from(top) + 1) / params.best_of.max(1),
+            Some(top) => most_logged / (usize::from(top) + 1) / params.best_of.max(1),
             None => usize::MAX,
         };
         room.min(told).max(1)
     })
 }
 
-fn request(params: &Params, prompt: &Prompt, deadline: Option<Instant>) -> Request {
+fn request(params: &Params, prompt: &Prompt, deadline: Option<Instant>, most_logged: usize) -> Request {
     Request {
         sampling: params.sampling.clone(),
         // The best of several are those whose tokens were the likeliest.
@@ -283,7 +290,7 @@ fn request(params: &Params, prompt: &Prompt, deadline: Option<Instant>) -> Reque
         stop_tokens: if params.ignore_eos { Vec::new() } else { params.model.stop_tokens.clone() },
         deadline,
         priority: params.priority,
-        ..Request::new(prompt.ids.clone(), most_tokens(params, prompt))
+        ..Request::new(prompt.ids.clone(), most_tokens(params, prompt, most_logged))
     }
 }
 

@@ -123,7 +123,8 @@ async fn converse(stream: TcpStream, router: Router, place: Place) {
         .header_read_timeout(config.header_timeout)
         .max_header_size(config.max_header_bytes)
         .max_buf_size(config.max_header_bytes.max(64 << 10));
-    // Who has asked may close its side before it is answered; whether it is gone is looked for in `gone`.
+    // Who has asked may close its side before it is answered, if the answer is there at once: `gone` looks for that, and a
+    // client that is gone looks the same.
     builder.half_close(true);
     let pace = Pace::new(config.write_timeout, config.least_rate);
     let wire = TokioIo::new(Wire::new(Arc::clone(&stream), pace, Arc::clone(&unwritten)));

@@ -56,7 +56,8 @@ impl ServedModel {
         let (created_s, refused) = (now_s(), AtomicU64::new(0));
         let post = Arc::<Post<Waiting>>::default();
         let rung = Arc::clone(&post);
-        handle.on_told(move || rung.ring());
+        let is_first = handle.on_told(move || rung.ring());
+        assert!(is_first, "an engine is served under one name");
         ServedModel { id, handle, tokenizer, stop_tokens, post, facts, refused, created_s, template_hash }
     }
 

@@ -2,22 +2,24 @@
 //! more than the token.
 
 use std::mem::take;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
-use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{OwnedPermit, Sender};
 
 pub struct Post<T> {
-    letters: Mutex<Vec<Letter<T>>>,
+    /// Each with its place where it goes, so that there are never more than have room there.
+    letters: Mutex<Vec<(OwnedPermit<T>, T)>>,
     bell: Notify,
 }
 
-struct Letter<T> {
-    to: Sender<T>,
-    what: T,
-    is_full: Arc<AtomicBool>,
+/// Why something was not sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unsent {
+    Full,
+    /// Nobody listens any more.
+    Closed,
 }
 
 impl<T> Default for Post<T> {
@@ -27,10 +29,14 @@ impl<T> Default for Post<T> {
 }
 
 impl<T> Post<T> {
-    /// Sends in the order of the calls, but not before `ring`; `is_full` becomes true if there is no room where it goes.
-    pub fn send(&self, to: &Sender<T>, what: T, is_full: &Arc<AtomicBool>) {
-        let letter = Letter { to: to.clone(), what, is_full: Arc::clone(is_full) };
-        self.lock().push(letter);
+    /// Sends in the order of the calls, once `ring` is called at the latest.
+    pub fn send(&self, to: &Sender<T>, what: T) -> Result<(), Unsent> {
+        let place = to.clone().try_reserve_owned().map_err(|error| match error {
+            TrySendError::Full(_) => Unsent::Full,
+            TrySendError::Closed(_) => Unsent::Closed,
+        })?;
+        self.lock().push((place, what));
+        Ok(())
     }
 
     /// Has everything delivered that was sent.
@@ -45,15 +51,13 @@ impl<T> Post<T> {
         loop {
             self.bell.notified().await;
             let letters = take(&mut *self.lock());
-            for Letter { to, what, is_full } in letters {
-                if matches!(to.try_send(what), Err(TrySendError::Full(_))) {
-                    is_full.store(true, Ordering::Release);
-                }
+            for (place, what) in letters {
+                place.send(what);
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Letter<T>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(OwnedPermit<T>, T)>> {
         self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -68,28 +72,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn letters_come_in_their_order_and_what_has_no_room_is_told() {
+    fn letters_come_in_their_order_and_what_has_no_room_is_not_taken() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let post = Post::default();
         let (wide, mut read) = channel(100);
         let (narrow, mut few) = channel(2);
-        let (fits, is_full) = (Arc::default(), Arc::default());
         for i in 0..100 {
-            post.send(&wide, i, &fits);
-            post.send(&narrow, i, &is_full);
+            assert_eq!(post.send(&wide, i), Ok(()));
+            assert_eq!(post.send(&narrow, i), if i < 2 { Ok(()) } else { Err(Unsent::Full) });
         }
-        post.ring();
         let shortly = || timeout(Duration::from_millis(20), post.deliver());
         assert!(runtime.block_on(async { shortly().await }).is_err(), "it never ends of itself");
-        assert_eq!((fits.load(Ordering::Acquire), is_full.load(Ordering::Acquire)), (false, true));
-        assert!((0..100).all(|i| read.try_recv() == Ok(i)));
-        assert_eq!((few.try_recv(), few.try_recv(), few.try_recv().ok()), (Ok(0), Ok(1), None));
-        // What comes when everything was delivered rings again; who does not listen any more is no matter.
-        drop(few);
-        post.send(&narrow, 7, &fits);
-        post.send(&wide, 8, &fits);
+        assert!(read.try_recv().is_err(), "nobody has rung");
         post.ring();
         assert!(runtime.block_on(async { shortly().await }).is_err());
-        assert_eq!((read.try_recv(), fits.load(Ordering::Acquire)), (Ok(8), false));
+        assert!((0..100).all(|i| read.try_recv() == Ok(i)));
+        assert_eq!((few.try_recv(), few.try_recv(), few.try_recv().ok()), (Ok(0), Ok(1), None));
+        // What comes when everything was delivered is rung for again.
+        drop(few);
+        assert_eq!(post.send(&narrow, 7), Err(Unsent::Closed));
+        assert_eq!(post.send(&wide, 8), Ok(()));
+        post.ring();
+        assert!(runtime.block_on(async { shortly().await }).is_err());
+        assert_eq!(read.try_recv(), Ok(8));
     }
 }

@@ -54,8 +54,8 @@ fn large_bodies_that_stall_keep_nobody_out() {
     let config = Config { body_silence: PATIENCE, ..Config::default() };
     let served = Served::with(Setup { config, ..Setup::default() });
     let stalled: Vec<TcpStream> = (0..33).map(|_| stall(&served, 2 << 20)).collect();
-    // Half of the room is theirs, and filled.
-    held_is(&served, 32 << 20);
+    // Three eighths of the room are theirs, and filled.
+    held_is(&served, 24 << 20);
     for bytes in [100, 60_000] {
         assert_eq!(Reply::parse(&served.raw(&chat_of(bytes))).status, 200);
     }
@@ -65,10 +65,26 @@ fn large_bodies_that_stall_keep_nobody_out() {
     drop(stalled);
 }
 
+/// Small ones take room for more than their beginnings only when more of them comes.
+#[test]
+fn small_bodies_that_begin_and_stall_keep_nobody_out() {
+    let config = Config { max_bodies_bytes: 1 << 20, body_silence: PATIENCE, ..Config::default() };
+    let served = Served::with(Setup { config, ..Setup::default() });
+    let begun = |_| {
+        let mut stream = served.connect();
+        stream.write_all(&chat_of(60_000)[..1_000]).expect("it is taken");
+        stream
+    };
+    let stalled: Vec<TcpStream> = (0..60).map(begun).collect();
+    held_is(&served, 60 * 4096);
+    assert_eq!(Reply::parse(&served.raw(&chat_of(100))).status, 200);
+    drop(stalled);
+}
+
 #[test]
 fn who_is_silent_in_the_middle_of_a_large_body_makes_room_for_who_waits() {
     let config = Config {
-        max_bodies_bytes: 600_000,
+        max_bodies_bytes: 800_000,
         body_silence: Duration::from_millis(500),
         body_timeout: PATIENCE,
         ..Config::default()
@@ -89,7 +105,7 @@ fn who_is_silent_in_the_middle_of_a_large_body_makes_room_for_who_waits() {
 #[test]
 fn what_finds_no_room_in_time_is_put_off() {
     let config = Config {
-        max_bodies_bytes: 400_000,
+        max_bodies_bytes: 536_000,
         body_silence: PATIENCE,
         body_timeout: Duration::from_secs(1),
         ..Config::default()
@@ -107,7 +123,7 @@ fn what_finds_no_room_in_time_is_put_off() {
     assert!(put_off.header("retry-after").is_some());
     answer(&second).fails(408, None, "body_timeout");
     // Of what could never be had that is said at once.
-    served.send("POST", CHAT, &[], &[b' '; 200_001]).fails(413, None, "request_too_large");
+    served.send("POST", CHAT, &[], &[b' '; 201_001]).fails(413, None, "request_too_large");
 }
 
 #[test]

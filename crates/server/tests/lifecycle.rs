@@ -48,18 +48,29 @@ fn a_client_that_goes_away_frees_what_it_had() {
         (true, "\n", Shutdown::Both),
         (false, "GET / HTTP/1.1\r\n", Shutdown::Both),
         (false, "", Shutdown::Write),
+        (true, "", Shutdown::Write),
     ];
     for (stream, more, how) in cases {
         let mut connection = begin(&served, stream);
         connection.write_all(more.as_bytes()).expect("it is taken");
         assert!(served.metric("exotherm_kv_blocks{model=\"tiny\",state=\"used\"}") > 0.0);
         assert_eq!(served.metric("exotherm_requests_running{model=\"tiny\"}"), 1.0);
-        connection.shutdown(how).expect("closed");
+        let half = match how {
+            Shutdown::Write => {
+                connection.shutdown(how).expect("closed");
+                Some(connection)
+            }
+            _ => {
+                drop(connection);
+                None
+            }
+        };
         let gone = Instant::now();
         served.settle();
         assert!(gone.elapsed() < Duration::from_millis(700), "within a step, not at the answer's end");
+        drop(half);
     }
-    assert_eq!(served.metric("exotherm_requests_total{model=\"tiny\",outcome=\"cancelled\"}"), 5.0);
+    assert_eq!(served.metric("exotherm_requests_total{model=\"tiny\",outcome=\"cancelled\"}"), 6.0);
     let blocks =
         |state: &str| served.metric(&format!("exotherm_kv_blocks{{model=\"tiny\",state=\"{state}\"}}"));
     assert_eq!((blocks("used"), blocks("free") > 0.0), (0.0, true));
@@ -211,7 +222,7 @@ fn connections_are_kept_and_bounded() {
 }
 
 #[test]
-fn pipelined_and_half_closed_clients_get_their_answers() {
+fn pipelined_and_half_closed_clients_get_answers_that_are_there_at_once() {
     let served = Served::new();
     let mut connection = served.connect();
     let two = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\nGET /ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";

@@ -216,9 +216,9 @@ impl EngineHandle {
     }
 
     /// `bell` is called whenever listeners have been told what there was to tell, once for all of a step. So a listener may
-    /// leave what it hears for somebody else, who is woken by the bell. It must not block; the first one stays.
-    pub fn on_told(&self, bell: impl Fn() + Send + Sync + 'static) {
-        let _ = self.shared.bell.set(Box::new(bell));
+    /// leave what it hears for somebody else, who is woken by the bell. It must not block. There is one at most: false if there was one.
+    pub fn on_told(&self, bell: impl Fn() + Send + Sync + 'static) -> bool {
+        self.shared.bell.set(Box::new(bell)).is_ok()
     }
 
     /// Whether the engine's thread is there: not after it was shut down, and not if it died of something.
