@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Reply, Served, Setup, request, user};
+use common::{PATIENCE, Reply, Served, Setup, backend_name, request, user};
 use exotherm_server::Config;
 use serde_json::{Value, json};
 
@@ -67,7 +67,9 @@ fn a_client_that_goes_away_frees_what_it_had() {
         };
         let gone = Instant::now();
         served.settle();
-        assert!(gone.elapsed() < Duration::from_millis(700), "within a step, not at the answer's end");
+        // The step may be one for which a GPU in software compiles a kernel.
+        let step = Duration::from_millis(if backend_name() == "gpu" { 1000 } else { 700 });
+        assert!(gone.elapsed() < step, "within a step, not at the answer's end");
         drop(half);
     }
     assert_eq!(served.metric("exotherm_requests_total{model=\"tiny\",outcome=\"cancelled\"}"), 6.0);
