@@ -34,7 +34,7 @@ impl Order {
     ) -> Result<Order, BackendError> {
         let pairs = recorder.limits.rows.saturating_mul(top_k);
         let pairs_at = (pairs / shape.rows() + experts.min(pairs)).saturating_mul(3);
-        let view = recorder.shared("order of pairs", pairs_at.saturating_add(pairs).saturating_mul(4))?;
+        let view = recorder.common_scratch("order of pairs", &[pairs_at.saturating_add(pairs)])?;
         let mut kernel = Kernel::new("experts_order", SORT_LANES);
         let routes = recorder.buf(routes);
         kernel.read("routes", "f32", routes);
@@ -137,14 +137,7 @@ fn one_gate_up(
     rows: &Range<usize>,
 ) {
     let mut kernel = products.kernel(recorder, gate, rows, 2);
-    kernel.read("gates", "vec4<u32>", gate.view);
-    kernel.read("ups", "vec4<u32>", up.view);
-    kernel.size("G_FIRST", gate.rows.start);
-    kernel.size("U_FIRST", up.rows.start);
-    kernel.size("G_STRIDE", gate.layout.stride / 4);
-    kernel.size("U_STRIDE", up.layout.stride / 4);
-    kernel.part(&gate.layout.decoder("gates", "g_"));
-    kernel.part(&up.layout.decoder("ups", "u_"));
+    moe_gate_up::gpu::read_weights(&mut kernel, gate, up);
     let value = linear::activated(op.activation, "", "");
     kernel.part(&format!("fn finished(first: f32, second: f32) -> f32 {{ return {value}; }}"));
     kernel.part(include_str!("wgsl/experts_gate_up.wgsl"));
@@ -165,8 +158,7 @@ pub(crate) fn down(op: &MoeDown, recorder: &mut Recorder) -> Result<(), BackendE
             let columns = recorder.program.matrix(op.down).n_in;
             let hidden = recorder.buf(op.hidden);
             let input = Input { rows: hidden, width: columns, at: 0, norm: None, of: Rows::Batch };
-            let values = [recorder.limits.rows, op.top_k, outs, 4];
-            let bytes = values.iter().fold(1usize, |product, &n| product.saturating_mul(n));
+            let sizes = [outs, op.top_k, recorder.limits.rows];
             let products = Products {
                 label: "experts_down",
                 shape: &shape,
@@ -174,7 +166,7 @@ pub(crate) fn down(op: &MoeDown, recorder: &mut Recorder) -> Result<(), BackendE
                 prepared: many::prepare(recorder, &input, columns, op.top_k)?,
                 outs,
                 pairs_of_row: 1,
-                to: recorder.shared("results of pairs", bytes)?,
+                to: recorder.common_scratch("results of pairs", &sizes)?,
             };
             for piece in taken {
                 let mut kernel = products.kernel(recorder, piece, &piece.rows, 1);

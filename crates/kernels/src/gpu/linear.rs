@@ -115,8 +115,7 @@ pub(super) fn each_product(
         return product(recorder, &[part]);
     }
     // Gates and ups of different types come from kernels of their own.
-    let bytes = recorder.limits.rows.saturating_mul(n_out).saturating_mul(4);
-    let raw = recorder.shared("gates and ups", bytes)?;
+    let raw = recorder.common_scratch("gates and ups", &[n_out, recorder.limits.rows])?;
     product(recorder, &all(Output { bias: output.bias, ..Output::plain(raw, n_out) }))?;
     gate(recorder, raw, (n_out / 2, 1), output);
     Ok(())

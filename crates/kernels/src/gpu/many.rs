@@ -14,7 +14,7 @@ use super::device::Traits;
 use super::kernel::{Extension, Kernel};
 use super::linear::{self, Input, Output, Part};
 use super::record::{ALL_ROWS, Count, Recorder, View};
-use super::unroll::{parts_of, unrolled};
+use super::unrolled::{parts_of, unrolled};
 use crate::backend::BackendError;
 use crate::layout::UNIT;
 use crate::program::{MatId, Rows};
@@ -249,13 +249,9 @@ pub(crate) fn prepare(
     parts: usize,
 ) -> Result<Prepared, BackendError> {
     let quads = prepared_quads(columns.div_ceil(UNIT));
-    let most = match input.of {
-        Rows::Batch => recorder.limits.rows,
-        Rows::Logits => recorder.limits.logit_rows,
-    };
-    let bytes = |of_row: usize| most.saturating_mul(parts).saturating_mul(of_row);
-    let rows = recorder.shared("prepared rows", bytes(8 * quads))?;
-    let inverses = recorder.shared("inverses", bytes(4))?;
+    let most = recorder.most_rows(input.of);
+    let rows = recorder.common_scratch("prepared rows", &[2 * quads, parts, most])?;
+    let inverses = recorder.common_scratch("inverses", &[parts, most])?;
     let mut kernel = Kernel::new("many_rows", ROW_LANES);
     kernel.read("x", "f32", input.rows);
     kernel.write("prepared", "vec2<u32>", rows);

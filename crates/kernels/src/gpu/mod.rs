@@ -17,7 +17,6 @@ mod profiling;
 pub(crate) mod record;
 pub(crate) mod rows;
 mod step;
-mod unroll;
 mod unrolled;
 
 use std::path::Path;

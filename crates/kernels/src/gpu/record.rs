@@ -212,7 +212,6 @@ pub(crate) struct Recorder<'a> {
     vectors: HashMap<Vec<u32>, View>,
     vector_values: Vec<f32>,
     matrices: HashMap<u32, Vec<Piece>>,
-    kept_rows: HashMap<(usize, bool), View>,
     common: HashMap<&'static str, BufferId>,
     texts: HashMap<String, usize>,
 }
@@ -237,7 +236,6 @@ pub(crate) fn record(program: &Program, limits: &Limits, traits: &Traits) -> Res
         vectors: HashMap::new(),
         vector_values: Vec::new(),
         matrices: HashMap::new(),
-        kept_rows: HashMap::new(),
         common: HashMap::new(),
         texts: HashMap::new(),
     };
@@ -280,7 +278,7 @@ impl Recorder<'_> {
     fn take_state(&mut self) -> Result<(), BackendError> {
         let (program, limits) = (self.program, self.limits);
         for slot in program.plan().slots() {
-            let rows = if slot.rows == Rows::Batch { limits.rows } else { limits.logit_rows };
+            let rows = self.most_rows(slot.rows);
             let id = self.floats(&[slot.width, rows], Class::Scratch)?;
             self.recording.slots.push(id);
         }
@@ -323,6 +321,11 @@ impl Recorder<'_> {
         View { buffer, offset: 0, bytes: self.recording.buffers[buffer.0].bytes }
     }
 
+    /// How many rows there are at most, of the batch or of those that want logits.
+    pub fn most_rows(&self, of: Rows) -> usize {
+        if of == Rows::Batch { self.limits.rows } else { self.limits.logit_rows }
+    }
+
     /// Where a buffer of the program lies.
     pub fn buf(&self, buf: Buf) -> View {
         let slot = self.program.plan().slot_of(buf).expect("an op's buffer has a slot");
@@ -361,7 +364,8 @@ impl Recorder<'_> {
         Ok(self.whole(id))
     }
 
-    /// Room for as many words as the product of the sizes that ops of one kind use one after another.
+    /// Room for as many words as the product of the sizes that all ops which ask for it by this name share, one after another:
+    /// each fills it before it reads it.
     pub fn common_scratch(&mut self, what: &'static str, sizes: &[usize]) -> Result<View, BackendError> {
         // Checked as every other buffer is, before it is compared with what is there.
         let made = self.floats(sizes, Class::Scratch)?;
@@ -375,32 +379,10 @@ impl Recorder<'_> {
         Ok(View { buffer: known, offset: 0, bytes })
     }
 
-    /// Room for `width` words of every row of logits.
-    pub fn logits_scratch(&mut self, width: usize) -> Result<View, BackendError> {
-        let id = self.floats(&[width, self.limits.logit_rows], Class::Scratch)?;
-        Ok(self.whole(id))
-    }
-
     /// Room for as many words as the product of the sizes, of this op alone.
     pub fn room(&mut self, sizes: &[usize]) -> Result<View, BackendError> {
         let id = self.floats(sizes, Class::Scratch)?;
         Ok(self.whole(id))
-    }
-
-    /// Room for `width` words of every row of the batch, or of logits, which ops share: each fills it before it reads it.
-    pub fn kept_rows(&mut self, width: usize, of: Rows) -> Result<View, BackendError> {
-        let key = (width, of == Rows::Batch);
-        if let Some(view) = self.kept_rows.get(&key) {
-            return Ok(*view);
-        }
-        let view = if of == Rows::Batch { self.scratch(width) } else { self.logits_scratch(width) }?;
-        self.kept_rows.insert(key, view);
-        Ok(view)
-    }
-
-    /// Room that all ops which ask for it by this name share, one after another.
-    pub fn shared(&mut self, name: &'static str, bytes: usize) -> Result<View, BackendError> {
-        self.common_scratch(name, &[bytes.div_ceil(4)])
     }
 
     /// A vector of the program.

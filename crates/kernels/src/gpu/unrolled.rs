@@ -28,13 +28,42 @@ pub(crate) fn unrolled(text: &str, counts: &[(&str, usize)]) -> String {
     out
 }
 
+/// The parts of a text by their names: what stands after a line `//$ part NAME`.
+pub(super) fn parts_of(text: &str) -> Vec<(&str, String)> {
+    let mut parts: Vec<(&str, String)> = Vec::new();
+    for line in text.lines() {
+        match (line.strip_prefix("//$ part "), parts.last_mut()) {
+            (Some(name), _) => parts.push((name, String::new())),
+            (None, Some((_, part))) => {
+                part.push_str(line);
+                part.push('\n');
+            }
+            (None, None) => {}
+        }
+    }
+    parts
+}
+
 #[cfg(test)]
 mod tests {
-    use super::unrolled;
+    use super::{parts_of, unrolled};
 
     #[test]
     fn repeats_are_written_out() {
         let text = "a\n@repeat i TWO\nb@i\n    @repeat k ONE\nc@i_@k\n    @end\n@end\nd";
         assert_eq!(unrolled(text, &[("TWO", 2), ("ONE", 1)]), "a\nb0\nc0_0\nb1\nc1_0\nd\n");
+    }
+
+    #[test]
+    fn loops_within_loops_are_written_out() {
+        let text = "a\n    @repeat i TWO\n@repeat j THREE\nx[@i][@ju];\n@end\ny@i\n@end\nb\n";
+        let want = "a\nx[0][0u];\nx[0][1u];\nx[0][2u];\ny0\nx[1][0u];\nx[1][1u];\nx[1][2u];\ny1\nb\n";
+        assert_eq!(unrolled(text, &[("TWO", 2), ("THREE", 3)]), want);
+    }
+
+    #[test]
+    fn parts_are_found_by_their_names() {
+        let parts = parts_of("// A comment.\n\n//$ part A\nx\n//$ part B\ny\nz\n");
+        assert_eq!(parts, [("A", "x\n".to_string()), ("B", "y\nz\n".to_string())]);
     }
 }

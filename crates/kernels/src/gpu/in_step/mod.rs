@@ -207,7 +207,9 @@ fn keep(recorder: &mut Recorder, input: &Input, n_in: usize, form: Form) -> Resu
         return Ok(Source::Kept { view: input.rows, row: input.width / 4, at: input.at / 4, tile: 0 });
     }
     let words = form.kept_words(steps);
-    let view = recorder.kept_rows(words, input.of)?;
+    // Some matrices want their rows in both forms.
+    let name = if form == Form::Codes { "rounded rows" } else { "normed rows" };
+    let view = recorder.common_scratch(name, &[words, recorder.most_rows(input.of)])?;
     recorder.for_rows(HELD_ROWS + 1..=usize::MAX, |recorder| {
         let lanes = recorder.traits.tuning.lanes;
         let mut kernel = Kernel::new("rows", lanes);
@@ -223,6 +225,7 @@ fn keep(recorder: &mut Recorder, input: &Input, n_in: usize, form: Form) -> Resu
         };
         kernel.write("kept", of, view);
         kernel.part(text);
+        kernel.part(include_str!("../wgsl/keep.wgsl"));
         let groups = quads.div_ceil(lanes * rounds);
         recorder.dispatch(&kernel, [rows_of(input.of, 1), Count::Fixed(groups), Count::Fixed(1)]);
     });

@@ -1,15 +1,7 @@
-// Norms rows once for all that multiply them, and fills them up with zeros to whole steps.
+// Keeps normed rows, filled up with zeros to whole steps.
 
-@compute @workgroup_size(WG)
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_id) subgroup: u32,
-    @builtin(subgroup_size) width: u32, @builtin(subgroup_invocation_id) inside: u32) {
-    let lane = subgroup * width + inside;
-    let row = input_row(wg.x);
-    let s = statistics(lane, row);
-    for (var round = 0u; round < ROUNDS; round++) {
-        let i = (wg.y * ROUNDS + round) * WG + lane;
-        if (i < STEP_QUADS * STEPS) {
-            kept[wg.x * STEP_QUADS * STEPS + i] = input_quad(row, s, i);
-        }
+fn keep(to: u32, i: u32, v: vec4<f32>) {
+    if (i < STEP_QUADS * STEPS) {
+        kept[to * STEP_QUADS * STEPS + i] = v;
     }
 }

@@ -21,40 +21,40 @@ struct Fetched {
 fn fetched(lane: u32, tile: Tile, first_out: u32, step: u32) -> Fetched {
     var next: Fetched;
     var n = lane;
-    //$ for i in ROW_LOADS
-    n = lane + $iu * WG;
-    let row_$i = made_row(tile, min(n / (8u * UNITS_AT_ONCE), tile.count - 1u));
-    next.quads[$i] = prepared[row_$i * PREPARED + (step * UNITS_AT_ONCE * 8u + n % (8u * UNITS_AT_ONCE))];
-    //$ end
-    //$ for i in UNIT_LOADS
-    n = lane + $iu * WG;
+    @repeat i ROW_LOADS
+    n = lane + @iu * WG;
+    let row_@i = made_row(tile, min(n / (8u * UNITS_AT_ONCE), tile.count - 1u));
+    next.quads[@i] = prepared[row_@i * PREPARED + (step * UNITS_AT_ONCE * 8u + n % (8u * UNITS_AT_ONCE))];
+    @end
+    @repeat i UNIT_LOADS
+    n = lane + @iu * WG;
     // Units past the row's end stay zero.
-    let unit_$i = step * UNITS_AT_ONCE + n % UNITS_AT_ONCE;
-    if (unit_$i < UNITS && n < OUTS * UNITS_AT_ONCE) {
+    let unit_@i = step * UNITS_AT_ONCE + n % UNITS_AT_ONCE;
+    if (unit_@i < UNITS && n < OUTS * UNITS_AT_ONCE) {
         let o = n / UNITS_AT_ONCE;
-        next.units[$i] = weights_of(tile, min(first_out + o % TILE_OUTS, N_OUT - 1u), o >= TILE_OUTS, unit_$i);
+        next.units[@i] = weights_of(tile, min(first_out + o % TILE_OUTS, N_OUT - 1u), o >= TILE_OUTS, unit_@i);
     }
-    //$ end
+    @end
     return next;
 }
 
 fn put(lane: u32, buffer: u32, next: Fetched) {
     var n = lane;
     var to = 0u;
-    //$ for i in ROW_LOADS
-    n = lane + $iu * WG;
+    @repeat i ROW_LOADS
+    n = lane + @iu * WG;
     to = (buffer * ROWS + n / (8u * UNITS_AT_ONCE)) * PITCH + n % (8u * UNITS_AT_ONCE);
-    tile_rows[to] = next.quads[$i];
-    //$ end
-    //$ for i in UNIT_LOADS
-    n = lane + $iu * WG;
+    tile_rows[to] = next.quads[@i];
+    @end
+    @repeat i UNIT_LOADS
+    n = lane + @iu * WG;
     if (n < OUTS * UNITS_AT_ONCE) {
         to = (buffer * OUTS + n / UNITS_AT_ONCE) * PITCH + 8u * (n % UNITS_AT_ONCE);
-        //$ for k in EIGHT
-        tile_outs[to + $ku] = quad_of(weights_quad(next.units[$i], $ku));
-        //$ end
+        @repeat k EIGHT
+        tile_outs[to + @ku] = quad_of(weights_quad(next.units[@i], @ku));
+        @end
     }
-    //$ end
+    @end
 }
 
 // What the groups that share an output's columns made of it, added up in their order.
@@ -117,12 +117,12 @@ fn main(
         $MULTIPLY
     }
     let block = group * 256u;
-    //$ for i in ROW_BLOCKS
-    //$ for j in OUT_BLOCKS
+    @repeat i ROW_BLOCKS
+    @repeat j OUT_BLOCKS
     workgroupBarrier();
     $STORE
     workgroupBarrier();
-    finish_block(lane, tile, first_out, $iu, $ju);
-    //$ end
-    //$ end
+    finish_block(lane, tile, first_out, @iu, @ju);
+    @end
+    @end
 }

@@ -22,5 +22,5 @@ for (var q = 0u; q < 8u * UNITS_AT_ONCE / ACROSS_COLUMNS; q++) {
 //$ part STORE
 for (var e = 0u; e < 8u; e++) {
     blocks[block + (member_row + e / 4u) * 16u + member_out + e % 4u] =
-        sums[($iu * 2u + e / 4u) * OUT_BLOCKS * 4u + $ju * 4u + e % 4u];
+        sums[(@iu * 2u + e / 4u) * OUT_BLOCKS * 4u + @ju * 4u + e % 4u];
 }

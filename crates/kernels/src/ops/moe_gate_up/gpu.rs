@@ -101,6 +101,18 @@ fn product(
     recorder.dispatch(&kernel, [Count::Rows(1), Count::Fixed(groups), Count::Fixed(op.top_k)]);
 }
 
+/// The pieces' weights, with what takes them apart.
+pub(crate) fn read_weights(kernel: &mut Kernel, gate: &Piece, up: &Piece) {
+    kernel.read("gates", "vec4<u32>", gate.view);
+    kernel.read("ups", "vec4<u32>", up.view);
+    kernel.size("G_FIRST", gate.rows.start);
+    kernel.size("U_FIRST", up.rows.start);
+    kernel.size("G_STRIDE", gate.layout.stride / 4);
+    kernel.size("U_STRIDE", up.layout.stride / 4);
+    kernel.part(&gate.layout.decoder("gates", "g_"));
+    kernel.part(&up.layout.decoder("ups", "u_"));
+}
+
 /// For devices whose lanes cannot exchange values: those of the weights' rows that lie in a piece of either.
 pub(crate) fn any_device(
     op: &MoeGateUp,
@@ -114,8 +126,7 @@ pub(crate) fn any_device(
     let (x, routes, out) = (recorder.buf(op.normed), recorder.buf(op.routes), recorder.buf(op.out));
     kernel.read("x", "f32", x);
     kernel.read("routes", "f32", routes);
-    kernel.read("gates", "vec4<u32>", gate.view);
-    kernel.read("ups", "vec4<u32>", up.view);
+    read_weights(&mut kernel, gate, up);
     kernel.write("y", "f32", out);
     kernel.size("SHARE", SHARE);
     kernel.size("TOP_K", op.top_k);
@@ -124,12 +135,6 @@ pub(crate) fn any_device(
     kernel.size("UNITS", gate.layout.units);
     kernel.size("FIRST", rows.start);
     kernel.size("END", rows.end);
-    kernel.size("G_FIRST", gate.rows.start);
-    kernel.size("U_FIRST", up.rows.start);
-    kernel.size("G_STRIDE", gate.layout.stride / 4);
-    kernel.size("U_STRIDE", up.layout.stride / 4);
-    kernel.part(&gate.layout.decoder("gates", "g_"));
-    kernel.part(&up.layout.decoder("ups", "u_"));
     let value = linear::activated(op.activation, "", "");
     kernel.part(&format!("fn gated(first: f32, second: f32) -> f32 {{ return {value}; }}"));
     kernel.part(include_str!("../moe_down/experts.wgsl"));
